@@ -1,0 +1,44 @@
+# Everything sets itself up: a virtual environment in .venv with the pinned set of constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: sample test check bench format lint types clean
+
+sample: $(STAMP)  ## Draw 64 digits from the embedded model into samples.png
+	$(BIN)/fastdiff sample digits --out samples.png
+
+test: $(STAMP)-dev  ## Run the tests
+	$(BIN)/python -m pytest
+
+check: lint types test  ## What every commit must pass
+
+lint: $(STAMP)-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)-dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(STAMP)-dev  ## Run the benchmarks
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+format: $(STAMP)-dev  ## Rewrite the sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .benchmarks .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	touch $@
+
+$(STAMP)-dev: $(STAMP)
+	$(PIP) -e '.[test,dev]'
+	touch $@

@@ -1,0 +1,208 @@
+"""The operations one by one: on a CPU against eager PyTorch; on a GPU against eager and torch.compile, beside a copy.
+
+Noise "given" is a tensor that both sides read. Noise "drawn": fastdiff draws it from the counter where it needs it; the
+alternative draws with ``randn_like``, and in the loss reads the tensor that it had to keep.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import naive
+import pytest
+import torch
+from clocks import Call, gpu_clock, host_clock, wall_clock
+from torch import Tensor
+
+from fastdiff.kernels import Noise, decoder_nll, diffuse, eps_loss, fourier_features, sampler_step
+from fastdiff.samplers import sampler_table
+
+CPU_SHAPES = {"cifar": (64, 3, 32, 32), "large": (16, 1, 256, 256)}  # large: 2^20 elements
+GPU_SHAPES = {"cifar": (128, 3, 32, 32), "large": (64, 4, 512, 512)}  # large: 2^26 elements
+QUICK_SHAPE, TINY_SHAPE = (8, 3, 32, 32), (2, 1, 4, 4)
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2}  # of |ours - naive| / |naive|
+GAMMA_0, GAMMA_1, LEVELS = -8.0, 5.0, 256
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation on fixed inputs, and its naive form.
+
+    ours: fastdiff's call without arguments; naive: the naive function, and ``args`` for it; checked: arguments with
+    which it computes the same numbers as ours, where with ``args`` it would draw its own noise; moved: the fewest bytes
+    that ours can move; inputs, upstream: what is differentiated, and the gradient that arrives from above.
+    """
+
+    operation: str
+    noise: str
+    ours: Callable[[], Any]
+    naive: Callable[..., Tensor]
+    args: tuple
+    checked: tuple
+    moved: int
+    inputs: tuple[Tensor, ...] = ()
+    upstream: Tensor | None = None
+
+    def evaluate(self, function: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
+        """Run a function, and where there are inputs to differentiate its backward; no gradient is left behind."""
+        out = function(*args)
+        return (out.detach(), *torch.autograd.grad(out, self.inputs, self.upstream)) if self.inputs else (out,)
+
+
+def diffuse_case(x: Tensor, drawn: bool) -> Case:
+    """z_t from x: reads x, writes z_t."""
+    gamma = torch.linspace(GAMMA_0, GAMMA_1, len(x), device=x.device)
+    noise, eps = _noise_like(x)
+    ours = partial(diffuse, x, gamma, noise if drawn else eps)
+    args = (x, gamma) if drawn else (x, gamma, eps)
+    return Case("diffuse", _label(drawn), ours, naive.noised, args, (x, gamma, eps), _bytes(x, 2 if drawn else 3))
+
+
+def eps_loss_case(x: Tensor, drawn: bool) -> Case:
+    """The loss and its gradient to eps_hat: reads eps_hat twice, writes the gradient; the naive form has eps stored."""
+    eps_hat, weight = x.requires_grad_(), torch.rand(len(x), device=x.device) + 0.5
+    noise, eps = _noise_like(x)
+    ours = partial(eps_loss, eps_hat, noise if drawn else eps, weight)
+    args = (eps_hat, eps, weight)
+    moved, upstream = _bytes(x, 3 if drawn else 5), torch.ones_like(weight)
+    return Case("eps_loss + gradient", _label(drawn), ours, naive.noise_loss, args, args, moved, (eps_hat,), upstream)
+
+
+def fourier_case(z: Tensor, backward: bool) -> Case:
+    """Two frequencies: one read and five writes; backward six reads and one write."""
+    frequencies = torch.tensor([2.0**7, 2.0**8], device=z.device).view(2, 1, 1) * math.pi
+    ours, args = partial(fourier_features, z), (z, frequencies)
+    if not backward:
+        return Case("fourier_features", "", ours, naive.fourier, args, args, _bytes(z, 6))
+    z.requires_grad_()
+    upstream = torch.randn(len(z), 5 * z.shape[1], *z.shape[2:], dtype=z.dtype, device=z.device)
+    name, moved = "fourier_features + gradient", _bytes(z, 13)
+    return Case(name, "", ours, naive.fourier, args, args, moved, (z,), upstream)
+
+
+def sampler_step_case(z_t: Tensor, drawn: bool) -> Case:
+    """An ancestral step in the middle of 50: reads z_t and eps_hat, writes z_s."""
+    steps, k = 50, 25
+    gamma = torch.linspace(GAMMA_0, GAMMA_1, steps + 1, dtype=torch.float64)
+    row = sampler_table("ancestral", gamma)[k].to(z_t.device)
+    gamma_t, gamma_s = gamma[steps - k], gamma[steps - k - 1]
+    c, sigma_t, sigma_s = -torch.expm1(gamma_s - gamma_t), gamma_t.sigmoid().sqrt(), gamma_s.sigmoid().sqrt()
+    mean = ((-gamma_s).sigmoid() / (-gamma_t).sigmoid()).sqrt()
+    coefficients = float(mean), float(c * sigma_t), float(c.sqrt() * sigma_s)
+    eps_hat = torch.randn_like(z_t)
+    noise, eps = _noise_like(z_t)
+    ours = partial(_step, z_t, eps_hat, row, noise if drawn else eps)
+    args = (z_t, eps_hat, *coefficients)
+    checked, moved = (*args, eps), _bytes(z_t, 3 if drawn else 4)
+    return Case("sampler_step", _label(drawn), ours, naive.ancestral_step, args if drawn else checked, checked, moved)
+
+
+def decoder_nll_case(like: Tensor) -> Case:
+    """The likelihood of bytes and its gradients: reads x and the mean twice, writes the mean's gradient."""
+    x = torch.randint(LEVELS, like.shape, dtype=torch.uint8, device=like.device)
+    centres = (2.0 * x.float() + 1.0) / LEVELS - 1.0
+    mean = (centres + math.exp(0.5 * GAMMA_0) * like.float()).to(like.dtype).requires_grad_()
+    logvar = torch.full((len(x),), GAMMA_0, device=x.device, requires_grad=True)
+    ours, args = partial(decoder_nll, x, mean, logvar, LEVELS), (x, mean, logvar, LEVELS)
+    moved, inputs, upstream = _bytes(mean, 3) + 2 * x.numel(), (mean, logvar), torch.ones(len(x), device=x.device)
+    return Case("decoder_nll + gradient", "", ours, naive.level_nll, args, args, moved, inputs, upstream)
+
+
+CASES = {
+    "diffuse-given": partial(diffuse_case, drawn=False),
+    "diffuse-drawn": partial(diffuse_case, drawn=True),
+    "eps_loss-given": partial(eps_loss_case, drawn=False),
+    "eps_loss-drawn": partial(eps_loss_case, drawn=True),
+    "fourier_features-forward": partial(fourier_case, backward=False),
+    "fourier_features-both": partial(fourier_case, backward=True),
+    "sampler_step-given": partial(sampler_step_case, drawn=False),
+    "sampler_step-drawn": partial(sampler_step_case, drawn=True),
+    "decoder_nll": decoder_nll_case,
+}
+SETTINGS = [
+    ("cpu", "cifar", torch.float32),
+    ("cpu", "large", torch.float32),
+    ("cuda", "cifar", torch.float32),
+    ("cuda", "cifar", torch.bfloat16),
+    ("cuda", "large", torch.float32),
+    ("cuda", "large", torch.bfloat16),
+]
+IDS = [f"{device}-{size}-{str(dtype).removeprefix('torch.')}" for device, size, dtype in SETTINGS]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("device", "size", "dtype"), SETTINGS, indirect=["device"], ids=IDS)
+def test_operation(
+    name: str, device: torch.device, size: str, dtype: torch.dtype, quick: bool, compare: Callable[..., None]
+) -> None:
+    """Time of one call: on a CPU by the wall clock, on a GPU without the launch and beside a copy of as many bytes."""
+    on_gpu = device.type == "cuda"
+    if size == "large" and quick:
+        pytest.skip("--quick: large sizes are left out")
+    if size == "large" and name == "decoder_nll":
+        pytest.skip(f"decoder_nll at a large size: the eager form would build tensors of {LEVELS} floats per element")
+    if dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("this GPU has no bfloat16")
+    shape = GPU_SHAPES[size] if on_gpu else QUICK_SHAPE if quick else CPU_SHAPES[size]
+    case = CASES[name](torch.randn(shape, dtype=dtype, device=device))
+    check_same(case, TOLERANCE[dtype])
+    calls = contenders(case, device)
+    if on_gpu:
+        source = torch.randint(256, (case.moved // 2,), dtype=torch.uint8, device=device)
+        calls["copy"] = partial(torch.empty_like(source).copy_, source)
+    clock = gpu_clock(device, cold=size == "large") if on_gpu else wall_clock(device)
+    timing = ("L2 cold" if size == "large" else "L2 warm") if on_gpu else "wall"
+    compare((case.operation, case.noise, device, dtype, shape), calls, clock, timing, case.moved)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("device", ["cpu", "cuda"], indirect=True)
+def test_host_cost(name: str, device: torch.device, compare: Callable[..., None]) -> None:
+    """Time that the host spends on one call on a tiny tensor: what small models pay per operation."""
+    case = CASES[name](torch.randn(TINY_SHAPE, device=device))
+    what = case.operation, case.noise, device, torch.float32, TINY_SHAPE
+    compare(what, contenders(case, device), host_clock(device), "host")
+
+
+def contenders(case: Case, device: torch.device) -> dict[str, Call]:
+    """The calls to compare: fastdiff, eager, and on a GPU the eager form through torch.compile."""
+    calls: dict[str, Call] = {
+        "fastdiff": partial(case.evaluate, case.ours),
+        "eager": partial(case.evaluate, case.naive, *case.args),
+    }
+    if device.type == "cuda":
+        compiled = torch.compile(case.naive, fullgraph=True, dynamic=False)
+        calls["compile"] = partial(case.evaluate, compiled, *case.args)
+        with warnings.catch_warnings():  # what the compiler has to say about the alternative is no error of ours
+            warnings.simplefilter("ignore")
+            calls["compile"]()
+    return calls
+
+
+def check_same(case: Case, tolerance: float) -> None:
+    """Check that both sides compute the same on the same noise; a NaN never passes."""
+    ours, theirs = case.evaluate(case.ours), case.evaluate(case.naive, *case.checked)
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.shape == their.shape
+        error = float(torch.linalg.vector_norm(our.float() - their.float()) / torch.linalg.vector_norm(their.float()))
+        assert error < tolerance, f"{case.operation} {case.noise}: fastdiff and the naive form differ by {error:.2g}"
+
+
+def _step(*args: Any) -> Tensor:
+    return sampler_step(*args, keep_x_hat=False)[0]
+
+
+def _noise_like(x: Tensor) -> tuple[Noise, Tensor]:
+    noise = Noise(seed=1).to(x.device)
+    return noise, noise.normal(x.shape, dtype=x.dtype)
+
+
+def _label(drawn: bool) -> str:
+    return "noise drawn" if drawn else "noise given"
+
+
+def _bytes(x: Tensor, accesses: int) -> int:
+    return accesses * x.numel() * x.element_size()

@@ -1,0 +1,65 @@
+"""Configurations as frozen dataclasses, and their strict passage to and from JSON."""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A configuration with an unknown key, a missing key or a value of the wrong type or range."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Turn a configuration (nested dataclasses of numbers, strings, tuples) into plain JSON types."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type, data: Any, where: str) -> Any:
+    """Build the dataclass ``kind`` from JSON types; ``where`` names the source in errors.
+
+    Raises:
+        ConfigError: a key that is unknown or missing, or a value of another type than the field's.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: {data!r} is no object; allowed: the fields of {kind.__name__}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise ConfigError(f"{where}: unknown keys {', '.join(unknown)}; allowed: {', '.join(fields)}")
+    missing = [name for name, field in fields.items() if name not in data and _required(field)]
+    if missing:
+        raise ConfigError(f"{where}: missing keys {', '.join(missing)}")
+    return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """Convert one JSON value to what a field is annotated as: int, float, bool, str, tuple, None or a dataclass."""
+    if isinstance(hint, types.UnionType):
+        if value is None and type(None) in hint.__args__:
+            return None
+        hint = next(option for option in hint.__args__ if option is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is tuple:
+        return _tuple(typing.get_args(hint), value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{where}: {value!r} is a {type(value).__name__}; allowed: {hint.__name__}")
+    return value
+
+
+def _tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where}: {value!r} is a {type(value).__name__}; allowed: a list")
+    if len(items) == 2 and items[1] is Ellipsis:
+        items = (items[0],) * len(value)
+    if len(items) != len(value):
+        raise ConfigError(f"{where}: {value!r} has {len(value)} entries; allowed: {len(items)}")
+    return tuple(_value(item, entry, f"{where}[{i}]") for i, (item, entry) in enumerate(zip(items, value, strict=True)))

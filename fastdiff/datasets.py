@@ -1,0 +1,114 @@
+"""Data sets in memory, as uint8 levels: the embedded digits, and ``.npz`` files."""
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DIGITS_LEVELS = 17
+
+
+class DataError(ValueError):
+    """A data set that is missing, of another format, or holds values out of range."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A split data set: images uint8 [N, C, H, W] in [0, levels), labels int64 [N] or None."""
+
+    name: str
+    levels: int
+    classes: int
+    train_images: Tensor
+    train_labels: Tensor | None
+    test_images: Tensor
+    test_labels: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
+
+
+def load_dataset(name: str) -> Dataset:
+    """Load a data set: ``"digits"``, or the path of an ``.npz`` file (see `load_npz`).
+
+    Raises:
+        DataError: a name that is neither, or a file that does not fit.
+    """
+    if name == "digits":
+        return digits()
+    if name.endswith(".npz"):
+        return load_npz(name)
+    raise DataError(f"unknown data set {name!r}; allowed: digits, or the path of an .npz file")
+
+
+def digits() -> Dataset:
+    """The embedded UCI hand-written digits: 1797 images 8×8 of 17 levels, ten classes, split 1500 / 297 once at random.
+
+    The split is by image, not by writer: every writer may be on both sides.
+    """
+    with files("fastdiff.assets").joinpath("digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as data:
+        arrays = {name: torch.from_numpy(data[name].astype(_kept(name))) for name in data.files}
+    return Dataset("digits", DIGITS_LEVELS, 10, **arrays)
+
+
+def load_npz(path: str | Path) -> Dataset:
+    """Load images from an ``.npz`` file.
+
+    Keys: ``train_images`` and ``test_images``, uint8 [N, C, H, W] or [N, H, W]; optionally ``train_labels`` and
+    ``test_labels``, integers [N] from 0; optionally ``levels`` (default 256).
+
+    Raises:
+        DataError: a file that is missing or no ``.npz``, a missing key, another dtype or rank, values out of range.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {name: data[name] for name in data.files}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as .npz: {error}") from error
+    levels = int(arrays.pop("levels", 256))
+    if not 2 <= levels <= 256:
+        raise DataError(f"{path}: levels is {levels}; allowed: 2 to 256")
+    parts = {}
+    for split in ("train", "test"):
+        parts[f"{split}_images"] = _images(path, f"{split}_images", arrays, levels)
+        parts[f"{split}_labels"] = _labels(path, f"{split}_labels", arrays, len(parts[f"{split}_images"]))
+    if parts["train_images"].shape[1:] != parts["test_images"].shape[1:]:
+        raise DataError(f"{path}: train_images and test_images differ in shape; allowed: one [C, H, W]")
+    labels = [part for name, part in parts.items() if name.endswith("labels") and part is not None]
+    if len(labels) == 1:
+        raise DataError(f"{path}: labels for one of the two parts; allowed: both or neither")
+    classes = 1 + max(int(part.max()) for part in labels) if labels else 0
+    return Dataset(Path(path).stem, levels, classes, **parts)
+
+
+def _images(path: str | Path, key: str, arrays: dict[str, np.ndarray], levels: int) -> Tensor:
+    if key not in arrays:
+        raise DataError(f"{path}: no {key} among {', '.join(arrays)}; allowed: train_images and test_images")
+    images = arrays[key]
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.size == 0:
+        raise DataError(
+            f"{path}: {key} is {images.dtype} {images.shape}; allowed: uint8 [N, C, H, W] or [N, H, W], N > 0"
+        )
+    if images.max() >= levels:
+        raise DataError(f"{path}: {key} holds the value {images.max()}; allowed: 0 .. {levels - 1}")
+    tensor = torch.from_numpy(images)
+    return tensor if tensor.dim() == 4 else tensor[:, None]
+
+
+def _labels(path: str | Path, key: str, arrays: dict[str, np.ndarray], count: int) -> Tensor | None:
+    if key not in arrays:
+        return None
+    labels = arrays[key]
+    if labels.dtype.kind not in "iu" or labels.shape != (count,) or labels.min() < 0:
+        raise DataError(f"{path}: {key} is {labels.dtype} {labels.shape}; allowed: integers >= 0 of shape ({count},)")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _kept(name: str) -> type:
+    return np.int64 if name.endswith("labels") else np.uint8

@@ -1,0 +1,30 @@
+"""The models of the family, by the name that config.json gives them."""
+
+from typing import Any
+
+from ..config import ConfigError, from_dict
+from .base import DiffusionModel, Model
+from .unet import UNetConfig
+from .vdm import VDM, VDMConfig
+
+MODELS: dict[str, tuple[type[Model], type]] = {VDM.kind: (VDM, VDMConfig)}
+
+
+def build(kind: Any, config: Any, where: str) -> Model:
+    """Build a model, with fresh weights, from the two entries of a config.json.
+
+    Raises:
+        ConfigError: an unknown kind, or a configuration that does not fit it; ``where`` names the source.
+    """
+    if kind not in MODELS:
+        raise ConfigError(f"{where}: unknown model {kind!r}; allowed: {', '.join(MODELS)}")
+    model, config_type = MODELS[kind]
+    try:
+        return model(from_dict(config_type, config, f"{where}.config"))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+__all__ = ["MODELS", "VDM", "DiffusionModel", "Model", "UNetConfig", "VDMConfig", "build"]

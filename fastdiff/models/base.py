@@ -1,0 +1,114 @@
+"""What every model of the family has in common: its data's shape and levels, its checks, and how it is saved."""
+
+import platform
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..config import to_dict
+from ..schedules import Schedule
+from ..storage import write_folder
+
+
+class Model(nn.Module):
+    """A generative model of images uint8 [C, H, W] with values in 0 .. levels - 1.
+
+    Subclasses set ``kind`` (their name in config.json) and ``config``, a frozen dataclass with at least ``shape``,
+    ``levels``, ``classes``, and ``conditions``, the number of conditions that the network tells apart (0 for none):
+    the classes, then "no label", then "augmented" where the model is trained on augmented images.
+    """
+
+    kind: ClassVar[str]
+    config: Any
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.config.shape
+
+    @property
+    def levels(self) -> int:
+        """Number of values that a pixel can take."""
+        return self.config.levels
+
+    @property
+    def classes(self) -> int:
+        """Number of class labels; 0 for an unconditional model."""
+        return self.config.classes
+
+    @property
+    def dims(self) -> int:
+        """C · H · W, the number that bits per dimension are counted over."""
+        channels, height, width = self.shape
+        return channels * height * width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def description(self) -> dict[str, Any]:
+        """What config.json holds: the kind of model, its configuration, and the versions that wrote it."""
+        versions = {"torch": torch.__version__, "python": platform.python_version()}
+        return {"model": self.kind, "config": to_dict(self.config), "versions": versions}
+
+    def save(self, path: str | Path) -> Path:
+        """Write a checkpoint folder (config.json, model.safetensors, manifest.json) atomically; see `fastdiff.load`."""
+        return write_folder(path, {"config.json": self.description(), "model.safetensors": self.state_dict()})
+
+    def check_images(self, where: str, x: Tensor) -> None:
+        """Check a batch of data: uint8 [B, C, H, W] of this model's shape, values below ``levels``.
+
+        Raises:
+            TypeError, ValueError: saying what was given and what is allowed.
+        """
+        if not isinstance(x, Tensor) or x.dtype != torch.uint8:
+            given = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise TypeError(f"{where}: x is {given}; allowed: a torch.uint8 tensor of levels [B, C, H, W]")
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"{where}: x has shape {tuple(x.shape)}; allowed: [B, {', '.join(map(str, self.shape))}]")
+        if x.device.type == "cpu" and x.numel() and int(x.max()) >= self.levels:  # a look at a GPU's values would wait
+            raise ValueError(f"{where}: x holds the value {int(x.max())}; allowed: 0 .. {self.levels - 1}")
+
+    @property
+    def no_label(self) -> int:
+        """The label that stands for "no label"."""
+        return self.classes
+
+    def check_labels(self, where: str, labels: Tensor | None, batch: int) -> None:
+        """Check conditions: None, or integers [B] in 0 .. conditions - 1 of a model that has any.
+
+        Raises:
+            TypeError, ValueError: saying what was given and what is allowed.
+        """
+        if labels is None:
+            return
+        conditions = self.config.conditions
+        if not conditions:
+            raise ValueError(f"{where}: labels were given to an unconditional model; allowed: None")
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+            given = f"dtype {labels.dtype}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
+            raise TypeError(f"{where}: labels are {given}; allowed: a torch.int64 tensor [B]")
+        if labels.shape != (batch,):
+            raise ValueError(f"{where}: labels have shape {tuple(labels.shape)}; allowed: ({batch},)")
+        if labels.device.type == "cpu" and batch and not (0 <= int(labels.min()) <= int(labels.max()) < conditions):
+            raise ValueError(
+                f"{where}: labels lie in {int(labels.min())} .. {int(labels.max())}; "
+                f"allowed: 0 .. {self.classes - 1} (and {self.no_label} for no label)"
+            )
+
+
+class DiffusionModel(Model):
+    """A model that the sampling loop can use: a schedule, a noise prediction, and the way from z_0 to an image."""
+
+    gamma: Schedule
+
+    def eps_hat(self, z_t: Tensor, gamma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Predict the noise in z_t [B, C, H, W] at gamma [B], given labels int64 [B] or None."""
+        raise NotImplementedError
+
+    def decode(self, z_0: Tensor) -> Tensor:
+        """Turn z_0 [B, C, H, W] into an image of levels, uint8 [B, C, H, W]."""
+        raise NotImplementedError

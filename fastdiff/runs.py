@@ -1,0 +1,241 @@
+"""A training run on disk: its folder, its metrics, its checkpoints, and stopping it without losing anything.
+
+RUN/metrics.jsonl      one JSON object per line: training steps and evaluations
+RUN/step-00001000/     the last checkpoint (the one before it is removed once this one is complete)
+RUN/samples.png        pictures from the averaged weights, at the end
+"""
+
+import json
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from . import storage
+from .checkpoint import PREFIX, checkpoint_path, last_checkpoint, load_training, save_training
+from .config import to_dict
+from .datasets import DataError, Dataset
+from .evaluation import Evaluation, evaluate
+from .models import Model
+from .plots import grid
+from .sample import sample
+from .training import Report, TrainConfig, TrainState, train
+
+LOG_EVERY = 50
+
+
+class RunError(RuntimeError):
+    """A run's folder that cannot be started or resumed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the steps done, the signal that stopped it (None at its end), and its last evaluation."""
+
+    step: int
+    stopped_by: int | None
+    evaluation: Evaluation | None
+
+
+def start(
+    out: Path, build: Callable[[], Model], config: TrainConfig, data: Dataset, device: torch.device | str = "cpu"
+) -> TrainState:
+    """Begin a run in a new or empty folder; nothing is written before everything is known to fit.
+
+    Args:
+        out: the run's folder.
+        build: makes the model, after torch was seeded with the run's seed.
+        config, data: what to train with; the data must be of the model's shape and levels.
+        device: where to train.
+
+    Raises:
+        RunError: the folder holds a run already, or cannot be written.
+        DataError: data that does not fit the model.
+    """
+    if last_checkpoint(out) is not None or (out / "metrics.jsonl").exists():
+        raise RunError(f"{out} holds a run already; allowed: another --out, or --resume to go on with it")
+    torch.manual_seed(config.seed)
+    model = build().to(device)
+    check_fit(model, data)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "metrics.jsonl").touch()
+    except OSError as error:
+        raise RunError(f"cannot write to {out}: {error}") from error
+    return TrainState(model, config)
+
+
+def check_fit(model: Model, data: Dataset) -> None:
+    """Check that a data set is of the shape and levels of a model, and has its classes.
+
+    Raises:
+        DataError: saying what was given and what is allowed.
+    """
+    if data.shape != model.shape or data.levels != model.levels or data.classes < model.classes:
+        raise DataError(
+            f"data set {data.name}: shape {data.shape}, {data.levels} levels, {data.classes} classes; "
+            f"allowed: {model.shape}, {model.levels} levels, {model.classes} classes"
+        )
+
+
+def resume(out: Path, wanted: dict[str, Any], device: torch.device | str = "cpu") -> TrainState:
+    """Go on from the last checkpoint of a run, with its own configuration.
+
+    Args:
+        out: the run's folder.
+        wanted: settings that the caller asked for (fields of `TrainConfig`); they must be the run's own.
+        device: where to train.
+
+    Raises:
+        RunError: no checkpoint, or a setting that differs.
+        CheckpointError: a checkpoint that cannot be read.
+    """
+    path = last_checkpoint(out)
+    if path is None:
+        raise RunError(
+            f"{out} holds no checkpoint; allowed: the folder of a run that was started with `fastdiff train`"
+        )
+    storage.sweep(out)
+    state = load_training(path, device)
+    recorded = to_dict(state.config)
+    differing = [f"{k}: {recorded[k]} in the run, {v} wanted" for k, v in wanted.items() if recorded[k] != v]
+    if differing:
+        raise RunError(f"{out} was started with other settings ({'; '.join(differing)}); allowed: the run's own")
+    _truncate_metrics(out / "metrics.jsonl", state.step)
+    return state
+
+
+def run(
+    out: Path,
+    state: TrainState,
+    data: Dataset,
+    save_every: int = 500,
+    evaluations: int = 8,
+    progress: bool = True,
+) -> Outcome:
+    """Train to the end, or until SIGINT or SIGTERM, writing metrics and checkpoints into the run's folder.
+
+    The first signal ends the run after the step it is in, with a checkpoint; a second one ends it at once. The
+    bound on the held-out images is taken ``evaluations`` times on the way (2 draws) and at the end (64 draws).
+    """
+    config = state.config
+    evaluate_every = max(1, config.steps // max(1, evaluations))
+    log = MetricsLog(out / "metrics.jsonl")
+    evaluation = None
+    with _signals() as caught, tqdm(
+        total=config.steps, initial=state.step, unit="step", desc=f"training {data.name}", disable=not progress
+    ) as bar:  # fmt: skip
+        for report in train(state, data):
+            bar.update()
+            log.add(report, config.batch_size)
+            if report.step % LOG_EVERY == 0:
+                bar.set_postfix(log.flush(report))
+            last = report.step == config.steps
+            if report.step % evaluate_every == 0 and not last:
+                evaluation = _evaluate(state, data, log, draws=2)
+            if report.step % save_every == 0 or last or caught:
+                _commit(out, state)
+            if caught:
+                return Outcome(state.step, caught[0], evaluation)
+    return Outcome(state.step, None, _finish(out, state, data, log, progress))
+
+
+class MetricsLog:
+    """Averages over the steps between two lines of ``metrics.jsonl``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums, self.count, self.images, self.since = torch.zeros(5), 0, 0, time.monotonic()
+
+    def add(self, report: Report, batch_size: int) -> None:
+        """Take in one step."""
+        terms = (report.bpd.recon, report.bpd.prior, report.bpd.diffusion, report.gradient_norm)
+        values = torch.stack([*(term.float() for term in terms), torch.tensor(float(report.skipped))])
+        self.sums, self.count, self.images = self.sums + values, self.count + 1, self.images + batch_size
+
+    def flush(self, report: Report) -> dict[str, str]:
+        """Write the averages as one line, and return what a progress bar shows."""
+        recon, prior, diffusion, norm, skipped = (self.sums / self.count).tolist()
+        bpd = recon + prior + diffusion
+        row = {
+            "event": "train", "step": report.step, "bpd": bpd, "recon": recon, "prior": prior, "diffusion": diffusion,
+            "gradient_norm": norm, "rate": report.rate, "skipped_steps": round(skipped * self.count),
+            "images_per_second": self.images / (time.monotonic() - self.since),
+        }  # fmt: skip
+        self.write(row)
+        self._reset()
+        return {"bits/dim": f"{bpd:.3f}", "diffusion": f"{diffusion:.3f}", "lr": f"{report.rate:.2f}×"}
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one line; a figure that is not finite becomes null, which JSON has."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(clean) + "\n")
+
+
+def _evaluate(state: TrainState, data: Dataset, log: MetricsLog, draws: int, progress: bool = False) -> Evaluation:
+    evaluation = evaluate(state.ema.module, data.test_images, draws=draws, progress=progress)
+    log.write({"event": "evaluate", "step": state.step, "draws": draws, **evaluation.row()})
+    return evaluation
+
+
+def _commit(out: Path, state: TrainState) -> None:
+    """Write the checkpoint of this step, then remove the older ones."""
+    newest = save_training(checkpoint_path(out, state.step), state)
+    for path in out.glob(f"{PREFIX}*"):
+        if path != newest:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _finish(out: Path, state: TrainState, data: Dataset, log: MetricsLog, progress: bool) -> Evaluation:
+    evaluation = _evaluate(state, data, log, draws=64, progress=progress)
+    model: Any = state.ema.module
+    grid(sample(model, 64, progress=progress)).save(out / "samples.png")
+    return evaluation
+
+
+def _truncate_metrics(path: Path, step: int) -> None:
+    """Drop the lines after a step, which the resumed run will write again; a torn last line too."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row.get("step", 0) <= step:
+            kept.append(line)
+    path.write_text("".join(line + "\n" for line in kept))
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying; after the first, the default handlers are back."""
+    caught: list[int] = []
+    handled = (signal.SIGINT, signal.SIGTERM)
+
+    def note(number: int, frame: Any) -> None:
+        caught.append(number)
+        for each in handled:
+            signal.signal(each, previous[each])
+
+    try:
+        previous = {each: signal.signal(each, note) for each in handled}
+    except ValueError:  # not the main thread, which alone may set handlers
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for each in handled:
+            signal.signal(each, previous[each])

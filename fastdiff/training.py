@@ -1,0 +1,253 @@
+"""Training as a generator: one optimiser step per item, everything a pure function of (seed, step).
+
+The data order, the times, the noise and the seed of dropout derive from the seed and the step alone, so that a run
+resumed from a checkpoint goes on to the same weights, bit for bit, as one that was never interrupted.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from .config import ConfigError
+from .datasets import Dataset
+from .kernels import Noise, Stream
+from .models import Model
+from .vlb import Vlb
+
+MAX_SKIPPED = 10
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Args:
+        data: name of the data set.
+        steps: number of optimiser steps.
+        batch_size: images per step.
+        learning_rate: of AdamW at its peak; a linear warm-up, then a cosine down to zero at ``steps``.
+        schedule_learning_rate: the same for the parameters of the noise schedule.
+        warm_up: steps of warm-up.
+        weight_decay: of weight matrices and kernels; biases, norms and the schedule have none.
+        beta_1, beta_2: of AdamW.
+        clip_norm: bound on the norm of the gradient.
+        ema: decay of the averaged weights; it warms up as (1 + k) / (10 + k).
+        shift: probability that a training image is shifted by up to one pixel each way (filled with level 0) and
+            marked as augmented, for a model whose network is told.
+        label_dropout: probability that a label is hidden in training.
+        seed: of everything that is drawn.
+    """
+
+    data: str
+    steps: int
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    schedule_learning_rate: float = 1e-2
+    warm_up: int = 200
+    weight_decay: float = 0.01
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    shift: float = 0.0
+    label_dropout: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "schedule_learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"TrainConfig: {name} is {getattr(self, name)}; allowed: a number > 0")
+        for name in ("ema", "beta_1", "beta_2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"TrainConfig: {name} is {getattr(self, name)}; allowed: 0 <= {name} < 1")
+        if not 0 <= self.shift <= 1 or not 0 <= self.label_dropout <= 1 or self.weight_decay < 0 or self.warm_up < 0:
+            raise ConfigError(
+                f"TrainConfig: shift {self.shift}, label_dropout {self.label_dropout}, weight_decay "
+                f"{self.weight_decay}, warm_up {self.warm_up}; allowed: probabilities, and numbers >= 0"
+            )
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rates at a step: warm-up, then half a cosine."""
+        progress = min(1.0, step / self.steps)
+        return min(1.0, (step + 1) / (self.warm_up + 1)) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one step did. Tensors stay on the device until somebody reads them.
+
+    step: steps done so far; bpd: mean terms of the bound over the batch, in bits per dimension; gradient_norm: before
+    clipping; rate: factor on the learning rates; skipped: whether the step was left out because it was not finite.
+    """
+
+    step: int
+    bpd: Vlb
+    gradient_norm: Tensor
+    rate: float
+    skipped: bool
+
+
+class TrainState:
+    """A model in training: its weights, their average, the optimiser, and the number of steps done."""
+
+    def __init__(self, model: Model, config: TrainConfig) -> None:
+        self.model = model
+        self.config = config
+        self.ema = AveragedModel(model, multi_avg_fn=_warming_average(config.ema))
+        self.optimizer = _optimizer(model, config)
+        self.step = 0
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything that a checkpoint must hold besides the configuration, by file: flat names to tensors."""
+        moments = {
+            f"{name}.{key}": value
+            for name, parameter in self.model.named_parameters()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+        return {"model": self.model.state_dict(), "ema": self.ema.module.state_dict(), "optimizer": moments}
+
+    def restore(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
+        """Go back to a checkpoint: the inverse of `tensors`, with tensors that were checked against this state."""
+        self.model.load_state_dict(tensors["model"])
+        self.ema.module.load_state_dict(tensors["ema"])
+        self.ema.n_averaged.fill_(step)  # one average per step
+        for name, parameter in self.model.named_parameters():
+            prefix = f"{name}."
+            entries = {k[len(prefix) :]: v for k, v in tensors["optimizer"].items() if k.rpartition(".")[0] == name}
+            self.optimizer.state[parameter] = {
+                key: value.to(parameter.device, copy=True)
+                if key == "step"
+                else torch.empty_like(parameter).copy_(value)
+                for key, value in entries.items()
+            }
+        self.step = step
+
+
+def train(state: TrainState, data: Dataset) -> Iterator[Report]:
+    """Train up to ``state.config.steps``, from wherever the state stands; yield a `Report` after every step.
+
+    Raises:
+        TrainingError: `MAX_SKIPPED` steps in a row were not finite.
+    """
+    model: Any = state.model
+    config = state.config
+    if config.shift and not model.config.augmented:
+        raise ConfigError(f"train: shift is {config.shift} for a model that is not told; allowed: 0, or augmented=True")
+    device = next(model.parameters()).device
+    images = data.train_images.to(device)
+    labels = data.train_labels.to(device) if data.train_labels is not None and model.classes else None
+    skipped = 0
+    while state.step < config.steps:
+        step = state.step
+        noise = Noise(config.seed, step)
+        index = batch_indices(config.seed, step, config.batch_size, len(images)).to(device)
+        x, conditions = _conditions(model, images[index], None if labels is None else labels[index], config, noise)
+        torch.manual_seed(noise.at(stream=Stream.DROPOUT).integer())
+        model.train()
+        vlb: Vlb = model.vlb(x, noise.to(device), labels=conditions)
+        loss = vlb.total.mean() / (model.dims * math.log(2.0))
+        rate = _set_rates(state, step)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.ema.update_parameters(model)
+        state.step += 1
+        skipped = 0 if finite else skipped + 1
+        if skipped >= MAX_SKIPPED:
+            raise TrainingError(f"the gradient was not finite in {skipped} steps up to step {state.step}")
+        bpd = vlb.bpd(model.dims)
+        terms = Vlb(*(term.detach().mean() for term in (bpd.recon, bpd.prior, bpd.diffusion)))
+        yield Report(state.step, terms, norm, rate, not finite)
+
+
+def batch_indices(seed: int, step: int, batch_size: int, count: int) -> Tensor:
+    """Indices of one batch, int64 [batch_size]: positions step · batch_size + b of an endless sequence of shuffles.
+
+    Every epoch is one permutation, a function of the seed and the epoch, so that each image comes once per epoch.
+    """
+    position = torch.arange(step * batch_size, (step + 1) * batch_size)
+    orders = {
+        epoch: Noise(seed, step=epoch, stream=Stream.ORDER).uniform((1, count)).squeeze(0).argsort(stable=True)
+        for epoch in range(step * batch_size // count, ((step + 1) * batch_size - 1) // count + 1)
+    }
+    return torch.stack([orders[int(p) // count][int(p) % count] for p in position])
+
+
+def drop_labels(labels: Tensor, no_label: int, probability: float, noise: Noise) -> Tensor:
+    """Replace labels by ``no_label`` with a probability."""
+    u = noise.at(stream=Stream.LABELS).uniform((len(labels), 1)).squeeze(1).to(labels.device)
+    return torch.where(u <= probability, torch.full_like(labels, no_label), labels)
+
+
+def shift_images(images: Tensor, probability: float, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Shift images [B, C, H, W] by -1, 0 or 1 pixels each way with a probability, filling with zeros.
+
+    Returns the images and a mask [B] of those that really moved.
+    """
+    u = noise.at(stream=Stream.AUGMENTATION).uniform((len(images), 3)).to(images.device)
+    offsets = torch.floor(3.0 * u[:, 1:]).long().clamp_(max=2)
+    offsets = torch.where(u[:, :1] <= probability, offsets, torch.ones_like(offsets))
+    _, _, height, width = images.shape
+    rows = offsets[:, :1] + torch.arange(height, device=images.device)
+    columns = offsets[:, 1:] + torch.arange(width, device=images.device)
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    shifted = padded[batch, :, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
+    return shifted.permute(0, 3, 1, 2).contiguous(), (offsets != 1).any(dim=1)
+
+
+def _conditions(
+    model: Any, images: Tensor, labels: Tensor | None, config: TrainConfig, noise: Noise
+) -> tuple[Tensor, Tensor | None]:
+    """Augment a batch, and say per image what the network is told: its label, nothing, or that it was augmented."""
+    if labels is not None:
+        labels = drop_labels(labels, model.no_label, config.label_dropout, noise)
+    if not config.shift:
+        return images, labels
+    images, moved = shift_images(images, config.shift, noise)
+    if labels is None:
+        labels = torch.full((len(images),), model.no_label, device=images.device)
+    return images, torch.where(moved, model.no_label + 1, labels)
+
+
+def _set_rates(state: TrainState, step: int) -> float:
+    rate = state.config.rate(step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = group["peak"] * rate
+    return rate
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    schedule = {id(parameter) for parameter in getattr(model, "gamma", nn.Module()).parameters()}
+    decayed, plain, ends = [], [], []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.dim() >= 2 and not name.endswith("position")
+        (ends if id(parameter) in schedule else decayed if matrix else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay, "peak": config.learning_rate},
+        {"params": plain, "weight_decay": 0.0, "peak": config.learning_rate},
+        {"params": ends, "weight_decay": 0.0, "peak": config.schedule_learning_rate},
+    ]
+    betas = (config.beta_1, config.beta_2)
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, fused=True)
+
+
+def _warming_average(decay: float) -> Callable:
+    @torch.no_grad()
+    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        now = min(decay, (1.0 + float(count)) / (10.0 + float(count)))
+        torch._foreach_lerp_(averaged, current, 1.0 - now)  # pyright: ignore[reportPrivateImportUsage]
+
+    return average

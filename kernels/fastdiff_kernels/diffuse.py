@@ -1,0 +1,153 @@
+"""Forward diffusion: z_t ~ q(z_t | x), with its noise given or drawn in the kernel.
+
+    z_t = alpha x + sigma eps,   alpha² = sigmoid(-gamma),   sigma² = sigmoid(gamma)        (Kingma et al. 2021)
+    d alpha / d gamma = -alpha sigma² / 2,   d sigma / d gamma = sigma alpha² / 2
+
+x, z_t [B, ...] float32, bfloat16 or float16; gamma [B] float32; arithmetic in float32. Bytes per element in fp32:
+8 with drawn noise (read x, write z_t), 12 with given noise. The gradient to gamma reads the upstream gradient and x,
+and draws the noise again; its sum over a sample is taken in two stages without atomics, so it is deterministic.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_data, check_vector
+from .launch import constexpr, grid_of, in_layout_of, jit, per_sample, register, tl
+from .noise import Noise, noise_argument, noise_block, normal_like
+
+
+def diffuse(x: Tensor, gamma: Tensor, noise: Tensor | Noise) -> Tensor:
+    """Return z_t = alpha x + sigma eps in the dtype and layout of x.
+
+    Args:
+        x: data [B, ...], float32, bfloat16 or float16.
+        gamma: float32 [B], gamma = -log SNR.
+        noise: a float tensor like x, or a `Noise` to draw from. It gets no gradient.
+
+    Differentiable in x and gamma.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape or device that does not fit, named with what is allowed.
+    """
+    check_data("diffuse", "x", x)
+    check_vector("diffuse", "gamma", gamma, x.shape[0], x, "x")
+    return _diffuse_op(x, gamma, noise_argument("diffuse", noise, x, "x"))
+
+
+def alpha_sigma(gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha = sqrt(sigmoid(-gamma)), sigma = sqrt(sigmoid(gamma)): the variance-preserving pair."""
+    return torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()
+
+
+def diffuse_reference(x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
+    """Plain PyTorch: two passes, arithmetic in float32."""
+    alpha, sigma = (per_sample(value, x) for value in alpha_sigma(gamma))
+    z_t = torch.addcmul(x.float() * alpha, normal_like(noise, x), sigma)
+    return in_layout_of(z_t.to(x.dtype), x)
+
+
+def gamma_gradient_reference(grad: Tensor, x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
+    """Gradient to gamma, float32 [B]: sum of grad · (-alpha sigma² x + sigma alpha² eps) / 2."""
+    alpha, sigma = alpha_sigma(gamma)
+    grad = grad.float()
+    with_x = (grad * x).flatten(1).sum(1)
+    with_eps = (grad * normal_like(noise, x)).flatten(1).sum(1)
+    return 0.5 * alpha * sigma * (alpha * with_eps - sigma * with_x)
+
+
+# ------------------------------------------------------------------------------------------------ Triton
+
+
+@jit
+def diffuse_kernel(
+    x_ptr, gamma_ptr, noise_ptr, z_ptr, n, blocks, DRAWN: constexpr, BLOCK: constexpr
+):  # fmt: skip
+    """z_t of one block of one sample."""
+    sample = tl.program_id(0) // blocks
+    start = (tl.program_id(0) % blocks) * BLOCK
+    i = start + tl.arange(0, BLOCK)
+    base = sample.to(tl.int64) * n
+    gamma = tl.load(gamma_ptr + sample)
+    alpha, sigma = tl.sqrt(tl.sigmoid(-gamma)), tl.sqrt(tl.sigmoid(gamma))
+    x = tl.load(x_ptr + base + i, mask=i < n, other=0.0).to(tl.float32)
+    eps = noise_block(noise_ptr, sample, start, n, DRAWN, BLOCK)
+    z = alpha * x + sigma * eps
+    tl.store(z_ptr + base + i, z.to(z_ptr.dtype.element_ty), mask=i < n)
+
+
+@jit
+def gamma_gradient_kernel(
+    grad_ptr, x_ptr, noise_ptr, partial_ptr, n, blocks, DRAWN: constexpr, BLOCK: constexpr
+):  # fmt: skip
+    """Sums of grad · x and grad · eps over one block, into partial [2, programs]."""
+    program = tl.program_id(0)
+    sample = program // blocks
+    start = (program % blocks) * BLOCK
+    i = start + tl.arange(0, BLOCK)
+    base = sample.to(tl.int64) * n
+    grad = tl.load(grad_ptr + base + i, mask=i < n, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + base + i, mask=i < n, other=0.0).to(tl.float32)
+    eps = noise_block(noise_ptr, sample, start, n, DRAWN, BLOCK)
+    tl.store(partial_ptr + program, tl.sum(grad * x))
+    tl.store(partial_ptr + tl.num_programs(0) + program, tl.sum(grad * eps))
+
+
+def diffuse_triton(x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
+    """Launch the kernel over contiguous copies where the layout of an argument asks for one."""
+    programs, n, blocks, block = grid_of(x)
+    z_t = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if programs:
+        drawn = noise.dtype == torch.int64
+        diffuse_kernel[(programs,)](
+            x.contiguous(), gamma.contiguous(), noise.contiguous(), z_t, n, blocks, DRAWN=drawn, BLOCK=block
+        )
+    return in_layout_of(z_t, x)
+
+
+def gamma_gradient_triton(grad: Tensor, x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
+    """Launch the partial sums, then add them up per sample."""
+    programs, n, blocks, block = grid_of(x)
+    partial = x.new_zeros(2, programs, dtype=torch.float32)
+    if programs:
+        drawn = noise.dtype == torch.int64
+        gamma_gradient_kernel[(programs,)](
+            grad.contiguous(), x.contiguous(), noise.contiguous(), partial, n, blocks, DRAWN=drawn, BLOCK=block
+        )
+    with_x, with_eps = partial.view(2, x.shape[0], -1).sum(-1) if programs else partial.new_zeros(2, x.shape[0])
+    alpha, sigma = alpha_sigma(gamma)
+    return 0.5 * alpha * sigma * (alpha * with_eps - sigma * with_x)
+
+
+# ------------------------------------------------------------------------------------------------ registration
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    x, gamma, noise = ctx.saved_tensors
+    grad_x = grad_gamma = None
+    if ctx.needs_input_grad[0]:
+        grad_x = (grad * per_sample(alpha_sigma(gamma)[0], x)).to(x.dtype)
+    if ctx.needs_input_grad[1]:
+        grad_gamma = _gamma_gradient_op(grad, x, gamma, noise)
+    return grad_x, grad_gamma, None
+
+
+_gamma_gradient_op = register(
+    "diffuse_gamma_gradient(Tensor grad, Tensor x, Tensor gamma, Tensor noise) -> Tensor",
+    gamma_gradient_reference,
+    gamma_gradient_triton,
+    lambda grad, x, gamma, noise: torch.empty_like(gamma),
+)
+_diffuse_op = register(
+    "diffuse(Tensor x, Tensor gamma, Tensor noise) -> Tensor",
+    diffuse_reference,
+    diffuse_triton,
+    lambda x, gamma, noise: torch.empty_like(x),
+    _backward,
+    _save,
+)

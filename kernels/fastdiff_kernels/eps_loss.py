@@ -1,0 +1,131 @@
+"""Weighted noise-prediction loss per sample, with the target noise given or drawn again in the kernel.
+
+    loss_b = weight_b Σ_i (eps_bi - eps_hat_bi)²                                          (Ho et al. 2020, eq. 14)
+
+The weight is the model's: 1 for L_simple, gamma'(t) / 2 for the continuous-time bound (Kingma et al. 2021). eps_hat
+[B, ...] float32, bfloat16 or float16; weight float32 [B]; loss float32 [B] in the unit of the weight; arithmetic in
+float32. Bytes per element in fp32 with drawn noise: 4 forward (read eps_hat), 8 backward (read it again, write its
+gradient). Sums are taken in two stages without atomics, so they are deterministic.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_data, check_vector
+from .launch import constexpr, grid_of, in_layout_of, jit, per_sample, register, tl
+from .noise import Noise, noise_argument, noise_block, normal_like
+
+
+def eps_loss(eps_hat: Tensor, noise: Tensor | Noise, weight: Tensor) -> Tensor:
+    """Return weight · Σ (eps - eps_hat)² for every sample, float32 [B].
+
+    Args:
+        eps_hat: predicted noise [B, ...], float32, bfloat16 or float16.
+        noise: the target: a float tensor like eps_hat, or the `Noise` that drew it. It gets no gradient.
+        weight: float32 [B].
+
+    Differentiable in eps_hat and weight.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape or device that does not fit, named with what is allowed.
+    """
+    check_data("eps_loss", "eps_hat", eps_hat)
+    check_vector("eps_loss", "weight", weight, eps_hat.shape[0], eps_hat, "eps_hat")
+    return weight * _squared_error_op(eps_hat, noise_argument("eps_loss", noise, eps_hat, "eps_hat"))
+
+
+def squared_error_reference(eps_hat: Tensor, noise: Tensor) -> Tensor:
+    """Σ (eps - eps_hat)² per sample, float32 [B]."""
+    return (normal_like(noise, eps_hat) - eps_hat.float()).square_().flatten(1).sum(1)
+
+
+def error_gradient_reference(grad: Tensor, eps_hat: Tensor, noise: Tensor) -> Tensor:
+    """Gradient of the squared error to eps_hat: 2 grad_b (eps_hat - eps)."""
+    difference = (eps_hat.float() - normal_like(noise, eps_hat)).mul_(per_sample(2.0 * grad, eps_hat))
+    return in_layout_of(difference.to(eps_hat.dtype), eps_hat)
+
+
+# ------------------------------------------------------------------------------------------------ Triton
+
+
+@jit
+def squared_error_kernel(
+    eps_hat_ptr, noise_ptr, partial_ptr, n, blocks, DRAWN: constexpr, BLOCK: constexpr
+):  # fmt: skip
+    """Σ (eps - eps_hat)² of one block of one sample."""
+    sample = tl.program_id(0) // blocks
+    start = (tl.program_id(0) % blocks) * BLOCK
+    i = start + tl.arange(0, BLOCK)
+    eps_hat = tl.load(eps_hat_ptr + sample.to(tl.int64) * n + i, mask=i < n, other=0.0).to(tl.float32)
+    eps = noise_block(noise_ptr, sample, start, n, DRAWN, BLOCK)
+    difference = tl.where(i < n, eps - eps_hat, 0.0)
+    tl.store(partial_ptr + tl.program_id(0), tl.sum(difference * difference))
+
+
+@jit
+def error_gradient_kernel(
+    grad_ptr, eps_hat_ptr, noise_ptr, out_ptr, n, blocks, DRAWN: constexpr, BLOCK: constexpr
+):  # fmt: skip
+    """2 grad_b (eps_hat - eps) of one block of one sample."""
+    sample = tl.program_id(0) // blocks
+    start = (tl.program_id(0) % blocks) * BLOCK
+    i = start + tl.arange(0, BLOCK)
+    base = sample.to(tl.int64) * n
+    eps_hat = tl.load(eps_hat_ptr + base + i, mask=i < n, other=0.0).to(tl.float32)
+    eps = noise_block(noise_ptr, sample, start, n, DRAWN, BLOCK)
+    out = 2.0 * tl.load(grad_ptr + sample) * (eps_hat - eps)
+    tl.store(out_ptr + base + i, out.to(out_ptr.dtype.element_ty), mask=i < n)
+
+
+def squared_error_triton(eps_hat: Tensor, noise: Tensor) -> Tensor:
+    """Launch the partial sums, then add them up per sample."""
+    programs, n, blocks, block = grid_of(eps_hat)
+    if not programs:
+        return eps_hat.new_zeros(eps_hat.shape[0], dtype=torch.float32)
+    partial = eps_hat.new_empty(programs, dtype=torch.float32)
+    drawn = noise.dtype == torch.int64
+    squared_error_kernel[(programs,)](
+        eps_hat.contiguous(), noise.contiguous(), partial, n, blocks, DRAWN=drawn, BLOCK=block
+    )
+    return partial.view(eps_hat.shape[0], blocks).sum(1)
+
+
+def error_gradient_triton(grad: Tensor, eps_hat: Tensor, noise: Tensor) -> Tensor:
+    """Launch the gradient over contiguous copies where the layout of an argument asks for one."""
+    programs, n, blocks, block = grid_of(eps_hat)
+    out = torch.empty_like(eps_hat, memory_format=torch.contiguous_format)
+    if programs:
+        drawn = noise.dtype == torch.int64
+        error_gradient_kernel[(programs,)](
+            grad.contiguous(), eps_hat.contiguous(), noise.contiguous(), out, n, blocks, DRAWN=drawn, BLOCK=block
+        )
+    return in_layout_of(out, eps_hat)
+
+
+# ------------------------------------------------------------------------------------------------ registration
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return _error_gradient_op(grad, *ctx.saved_tensors), None
+
+
+_error_gradient_op = register(
+    "eps_loss_gradient(Tensor grad, Tensor eps_hat, Tensor noise) -> Tensor",
+    error_gradient_reference,
+    error_gradient_triton,
+    lambda grad, eps_hat, noise: torch.empty_like(eps_hat),
+)
+_squared_error_op = register(
+    "eps_squared_error(Tensor eps_hat, Tensor noise) -> Tensor",
+    squared_error_reference,
+    squared_error_triton,
+    lambda eps_hat, noise: eps_hat.new_empty(eps_hat.shape[0], dtype=torch.float32),
+    _backward,
+    _save,
+)

@@ -1,0 +1,170 @@
+"""What every kernel file shares: the probe for Triton, the choice of backend, and the registration of operations.
+
+An operation has two implementations of one signature: the plain-PyTorch reference and the Triton launcher. Which of
+them runs is decided here, from the device of the data and the backend, and nowhere else.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:  # neither Triton's language nor a kernel's body can be type-checked
+    triton: Any
+    tl: Any
+    from typing import Any as constexpr  # noqa: N813
+
+    def jit(function: Callable) -> Any: ...  # noqa: D103
+
+else:
+    try:
+        import triton
+        import triton.language as tl
+        from triton import jit
+        from triton.language import constexpr
+    except ImportError:  # macOS, Windows: the reference path serves everything, no kernel is ever launched
+
+        class constexpr:  # noqa: N801
+            """Stands in for Triton's, so that kernel files can be imported."""
+
+            def __init__(self, value: object) -> None:
+                self.value = value
+
+        triton = tl = None
+
+        def jit(function: Callable) -> Callable:
+            """Leave a kernel as it is."""
+            return function
+
+
+BACKENDS = ("triton", "interpreter", "torch")
+BLOCK = 1024  # elements of one program: 8 per thread at 4 warps, two 128-bit accesses in fp32
+_forced: list[str] = []
+
+
+def backend() -> str:
+    """Name what runs the operations in this process: ``"triton"``, ``"interpreter"`` or ``"torch"``.
+
+    ``"triton"``: data on a GPU goes to the compiled kernels, data on a CPU to the reference. ``"interpreter"``: the
+    kernels run in Triton's interpreter on any device, slowly, for debugging; chosen by ``TRITON_INTERPRET=1`` in the
+    environment before the first import. ``"torch"``: the reference runs everywhere. ``FASTDIFF_BACKEND`` overrides
+    the choice.
+
+    Raises:
+        RuntimeError: ``FASTDIFF_BACKEND`` names no backend, or one that this process cannot run.
+    """
+    if _forced:
+        return _forced[-1]
+    wanted = os.environ.get("FASTDIFF_BACKEND", "auto")
+    if wanted != "auto":
+        _check_backend(wanted, "FASTDIFF_BACKEND")
+        return wanted
+    if _interpreting():
+        return "interpreter"
+    return "triton" if triton is not None and torch.cuda.is_available() else "torch"
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the operations inside a ``with`` block on the backend ``name``, one of `BACKENDS`."""
+    _check_backend(name, "use_backend")
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def _interpreting() -> bool:
+    return triton is not None and bool(triton.knobs.runtime.interpret)
+
+
+def _check_backend(name: str, where: str) -> None:
+    if name not in BACKENDS:
+        raise RuntimeError(f"{where}: unknown backend {name!r}; allowed: auto, {', '.join(BACKENDS)}")
+    if name == "interpreter" and not _interpreting():
+        raise RuntimeError(
+            f"{where}: the interpreter needs triton and TRITON_INTERPRET=1, set before the first import of fastdiff"
+        )
+    if name == "triton" and (triton is None or _interpreting() or not torch.cuda.is_available()):
+        raise RuntimeError(
+            f"{where}: backend 'triton' needs a GPU, the triton package and TRITON_INTERPRET unset; "
+            f"here: cuda {torch.cuda.is_available()}, triton {triton is not None}, interpreting {_interpreting()}"
+        )
+
+
+_LIBRARY = torch.library.Library("fastdiff", "DEF")
+
+
+def register(
+    schema: str,
+    reference: Callable,
+    launcher: Callable | None,
+    fake: Callable,
+    backward: Callable | None = None,
+    setup_context: Callable | None = None,
+) -> Callable:
+    """Register one operation with PyTorch and return it.
+
+    Args:
+        schema: the operation's name and signature, ``"name(Tensor x, ...) -> Tensor"``.
+        reference: the plain-PyTorch implementation, for any device.
+        launcher: the Triton implementation of the same signature, or None where there is none yet.
+        fake: shapes, dtypes and strides of the result, for ``torch.compile``.
+        backward, setup_context: the gradient, as ``torch.library.register_autograd`` takes it.
+
+    The first tensor argument decides the device. ``Library`` and not ``custom_op``: a third of its cost per call.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+    def on_cpu(*args: Any) -> Any:
+        return (launcher if launcher is not None and backend() == "interpreter" else reference)(*args)
+
+    def on_cuda(*args: Any) -> Any:
+        if launcher is None or backend() == "torch":
+            return reference(*args)
+        with torch.cuda.device_of(args[0]):
+            return launcher(*args)
+
+    _LIBRARY.impl(name, on_cpu, "CPU")
+    _LIBRARY.impl(name, on_cuda, "CUDA")
+    torch.library.register_fake(f"fastdiff::{name}", fake, lib=_LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(f"fastdiff::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+    return getattr(torch.ops.fastdiff, name).default
+
+
+def grid_of(x: Tensor) -> tuple[int, int, int, int]:
+    """Split samples into blocks: ``(programs, n, blocks, block)`` for x [B, ...] of n elements per sample.
+
+    Program ``p`` works on block ``p % blocks`` of sample ``p // blocks``: a one-dimensional grid has no limit of
+    65535, and the division is once per program. Small samples get small blocks.
+
+    Raises:
+        ValueError: one sample holds 2³¹ elements or more (offsets inside a sample are 32 bits).
+    """
+    n = x.numel() // x.shape[0] if x.shape[0] else 0
+    if n >= 2**31 - BLOCK:
+        raise ValueError(
+            f"one sample of shape {tuple(x.shape[1:])} holds {n} elements; allowed: fewer than 2**31 - {BLOCK}"
+        )
+    block = min(BLOCK, max(16, 1 << (n - 1).bit_length())) if n else 16
+    blocks = -(-n // block)
+    return x.shape[0] * blocks, n, blocks, block
+
+
+def in_layout_of(result: Tensor, x: Tensor) -> Tensor:
+    """Return ``result`` with the strides that ``torch.empty_like(x)`` has, which every fake implementation promises."""
+    if result.is_contiguous() and x.is_contiguous():  # the usual case, without a second buffer
+        return result
+    out = torch.empty_like(x, dtype=result.dtype)
+    return result if result.stride() == out.stride() else out.copy_(result)
+
+
+def per_sample(value: Tensor, x: Tensor) -> Tensor:
+    """View a per-sample tensor [B] so that it broadcasts against x [B, ...]."""
+    return value.view(-1, *(1,) * (x.dim() - 1))

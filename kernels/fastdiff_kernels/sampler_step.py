@@ -1,0 +1,258 @@
+"""One step of any sampler: a linear combination whose coefficients are a row of a table on the device.
+
+    eps_hat <- u + w (eps_hat - u)                     where guided (Ho and Salimans 2022; w = 1: the conditional model)
+    x_hat   =  clip((z_t - o) / alpha_t - (sigma_t / alpha_t) eps_hat)
+    z_s     =  A (z_t - o) + B x_hat + C x_hat_prev + S eps + O o
+
+row = (1 / alpha_t, sigma_t / alpha_t, A, B, C, S, O), float32 [7]. Ancestral, DDIM and DPM-Solver++(2M) are three sets
+of A, B, C, S (`fastdiff.samplers`); o is the offset of DiffuseVAE's formulation 2 (O = 1, and 0 in its last step). Data
+[B, ...] float32, bfloat16 or float16; arithmetic in float32. Bytes per element in fp32: 12 (read z_t and eps_hat, write
+z_s), and 4 more for each of x_hat written, x_hat_prev, offset, the unconditional eps_hat, and noise that is given.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_data, check_like, check_vector
+from .launch import constexpr, grid_of, in_layout_of, jit, register, tl
+from .noise import Noise, noise_argument, noise_block, normal_like
+
+
+def sampler_step(
+    z_t: Tensor,
+    eps_hat: Tensor,
+    row: Tensor,
+    noise: Tensor | Noise | None = None,
+    clip: float | None = None,
+    x_prev: Tensor | None = None,
+    offset: Tensor | None = None,
+    eps_hat_uncond: Tensor | None = None,
+    guidance: float | None = None,
+    *,
+    keep_x_hat: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """Go from z_t to z_s in one pass; return ``(z_s, x_hat)`` in the dtype and layout of z_t.
+
+    Args:
+        z_t, eps_hat: the latent and the predicted noise, [B, ...].
+        row: float32 [7] on the device of z_t: (1/alpha_t, sigma_t/alpha_t, A, B, C, S, O).
+        noise: eps of the step, a float tensor like z_t or a `Noise`; None for a row with S = 0.
+        clip: bound |x_hat| <= clip; None for no bound.
+        x_prev: x_hat of the previous step, for rows with C != 0.
+        offset: o, like z_t.
+        eps_hat_uncond, guidance: u and w of classifier-free guidance; both or neither.
+        keep_x_hat: False saves writing x_hat, and None is returned in its place.
+
+    Differentiable in z_t, eps_hat, x_prev, offset and eps_hat_uncond.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape, device or combination that does not fit, named with what is allowed.
+    """
+    check_data("sampler_step", "z_t", z_t)
+    check_vector("sampler_step", "row", row, 7, z_t, "z_t")
+    others = {"eps_hat": eps_hat, "x_prev": x_prev, "offset": offset, "eps_hat_uncond": eps_hat_uncond}
+    for name, value in others.items():
+        if value is not None or name == "eps_hat":
+            check_like("sampler_step", name, value, z_t, "z_t")
+    if (eps_hat_uncond is None) != (guidance is None):
+        raise ValueError("sampler_step: allowed: both eps_hat_uncond and guidance, or neither; one of them was given")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"sampler_step: clip is {clip}; allowed: a number > 0, or None")
+    eps = None if noise is None else noise_argument("sampler_step", noise, z_t, "z_t")
+    u, w = eps_hat_uncond, 1.0 if guidance is None else float(guidance)
+    z_s, x_hat = _step_op(z_t, eps_hat, row, eps, clip, x_prev, offset, u, w, keep_x_hat)
+    return z_s, x_hat if keep_x_hat else None
+
+
+def _x_hat(z_t: Tensor, eps_hat: Tensor, row: Tensor, offset: Tensor | None, u: Tensor | None, w: float) -> Tensor:
+    if u is not None:
+        eps_hat = torch.lerp(u.float(), eps_hat.float(), w)
+    y = z_t.float() if offset is None else z_t.float() - offset
+    return y * row[0] - row[1] * eps_hat
+
+
+def step_reference(
+    z_t: Tensor, eps_hat: Tensor, row: Tensor, noise: Tensor | None, clip: float | None, x_prev: Tensor | None,
+    offset: Tensor | None, u: Tensor | None, w: float, keep_x_hat: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Plain PyTorch, arithmetic in float32. Without ``keep_x_hat`` the second result is empty."""
+    x_hat = _x_hat(z_t, eps_hat, row, offset, u, w)
+    if clip is not None:
+        x_hat = x_hat.clamp_(-clip, clip)
+    z_s = (z_t.float() if offset is None else z_t.float() - offset) * row[2]
+    z_s = z_s.addcmul_(x_hat, row[3])
+    for value, scale in ((x_prev, row[4]), (offset, row[6])):
+        if value is not None:
+            z_s = z_s.addcmul_(value.float(), scale)
+    if noise is not None:
+        z_s = z_s.addcmul_(normal_like(noise, z_t), row[5])
+    kept = in_layout_of(x_hat.to(z_t.dtype), z_t) if keep_x_hat else z_t.new_empty(0)
+    return in_layout_of(z_s.to(z_t.dtype), z_t), kept
+
+
+def step_gradient_reference(
+    grad_s: Tensor, grad_x: Tensor | None, z_t: Tensor, eps_hat: Tensor, row: Tensor, clip: float | None,
+    offset: Tensor | None, u: Tensor | None, w: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients to z_t and to the guided eps_hat; where x_hat was clipped nothing flows through it."""
+    by_x = grad_s.float() * row[3]
+    if grad_x is not None:
+        by_x = by_x + grad_x
+    if clip is not None:
+        by_x = by_x * (_x_hat(z_t, eps_hat, row, offset, u, w).abs() <= clip)
+    grad_z = torch.addcmul(by_x * row[0], grad_s.float(), row[2])
+    return in_layout_of(grad_z.to(z_t.dtype), z_t), in_layout_of((by_x * -row[1]).to(eps_hat.dtype), eps_hat)
+
+
+# ------------------------------------------------------------------------------------------------ Triton
+
+
+@jit
+def step_kernel(
+    z_t_ptr, eps_hat_ptr, row_ptr, noise_ptr, x_prev_ptr, offset_ptr, u_ptr, z_s_ptr, x_hat_ptr, clip, w, n, blocks,
+    NOISY: constexpr, DRAWN: constexpr, CLIP: constexpr, PREV: constexpr, OFFSET: constexpr,
+    GUIDED: constexpr, KEEP: constexpr, BLOCK: constexpr,
+):  # fmt: skip
+    """z_s, and x_hat where kept, of one block of one sample."""
+    sample = tl.program_id(0) // blocks
+    start = (tl.program_id(0) % blocks) * BLOCK
+    i = start + tl.arange(0, BLOCK)
+    at = sample.to(tl.int64) * n + i
+    y = tl.load(z_t_ptr + at, mask=i < n, other=0.0).to(tl.float32)
+    eps_hat = tl.load(eps_hat_ptr + at, mask=i < n, other=0.0).to(tl.float32)
+    if OFFSET:
+        offset = tl.load(offset_ptr + at, mask=i < n, other=0.0).to(tl.float32)
+        y -= offset
+    if GUIDED:
+        u = tl.load(u_ptr + at, mask=i < n, other=0.0).to(tl.float32)
+        eps_hat = u + w * (eps_hat - u)
+    x_hat = y * tl.load(row_ptr) - tl.load(row_ptr + 1) * eps_hat
+    if CLIP:
+        x_hat = tl.minimum(tl.maximum(x_hat, -clip), clip)
+    z_s = tl.load(row_ptr + 2) * y + tl.load(row_ptr + 3) * x_hat
+    if PREV:
+        x_prev = tl.load(x_prev_ptr + at, mask=i < n, other=0.0).to(tl.float32)
+        z_s += tl.load(row_ptr + 4) * x_prev
+    if OFFSET:
+        z_s += tl.load(row_ptr + 6) * offset  # pyright: ignore[reportPossiblyUnboundVariable]
+    if NOISY:
+        z_s += tl.load(row_ptr + 5) * noise_block(noise_ptr, sample, start, n, DRAWN, BLOCK)
+    tl.store(z_s_ptr + at, z_s.to(z_s_ptr.dtype.element_ty), mask=i < n)
+    if KEEP:
+        tl.store(x_hat_ptr + at, x_hat.to(x_hat_ptr.dtype.element_ty), mask=i < n)
+
+
+@jit
+def step_gradient_kernel(
+    grad_s_ptr, grad_x_ptr, z_t_ptr, eps_hat_ptr, row_ptr, offset_ptr, u_ptr, grad_z_ptr, grad_eps_ptr, clip, w, n,
+    blocks, WITH_X: constexpr, CLIP: constexpr, OFFSET: constexpr, GUIDED: constexpr, BLOCK: constexpr,
+):  # fmt: skip
+    """Gradients to z_t and to the guided eps_hat of one block of one sample; x_hat is computed again for its clip."""
+    sample = tl.program_id(0) // blocks
+    i = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    at = sample.to(tl.int64) * n + i
+    grad_s = tl.load(grad_s_ptr + at, mask=i < n, other=0.0).to(tl.float32)
+    by_x = tl.load(row_ptr + 3) * grad_s
+    if WITH_X:
+        by_x += tl.load(grad_x_ptr + at, mask=i < n, other=0.0).to(tl.float32)
+    if CLIP:
+        y = tl.load(z_t_ptr + at, mask=i < n, other=0.0).to(tl.float32)
+        eps_hat = tl.load(eps_hat_ptr + at, mask=i < n, other=0.0).to(tl.float32)
+        if OFFSET:
+            y -= tl.load(offset_ptr + at, mask=i < n, other=0.0).to(tl.float32)
+        if GUIDED:
+            u = tl.load(u_ptr + at, mask=i < n, other=0.0).to(tl.float32)
+            eps_hat = u + w * (eps_hat - u)
+        x_hat = y * tl.load(row_ptr) - tl.load(row_ptr + 1) * eps_hat
+        by_x = tl.where(tl.abs(x_hat) <= clip, by_x, 0.0)
+    grad_z = tl.load(row_ptr) * by_x + tl.load(row_ptr + 2) * grad_s
+    grad_eps = -tl.load(row_ptr + 1) * by_x
+    tl.store(grad_z_ptr + at, grad_z.to(grad_z_ptr.dtype.element_ty), mask=i < n)
+    tl.store(grad_eps_ptr + at, grad_eps.to(grad_eps_ptr.dtype.element_ty), mask=i < n)
+
+
+def _contiguous(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.contiguous()
+
+
+def step_triton(
+    z_t: Tensor, eps_hat: Tensor, row: Tensor, noise: Tensor | None, clip: float | None, x_prev: Tensor | None,
+    offset: Tensor | None, u: Tensor | None, w: float, keep_x_hat: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Launch the step; an argument that is absent is a constant of the kernel, not a read."""
+    programs, n, blocks, block = grid_of(z_t)
+    z_s = torch.empty_like(z_t, memory_format=torch.contiguous_format)
+    x_hat = torch.empty_like(z_s) if keep_x_hat else z_t.new_empty(0)
+    if programs:
+        step_kernel[(programs,)](
+            z_t.contiguous(), eps_hat.contiguous(), row.contiguous(), _contiguous(noise), _contiguous(x_prev),
+            _contiguous(offset), _contiguous(u), z_s, x_hat, 0.0 if clip is None else clip, w, n, blocks,
+            NOISY=noise is not None, DRAWN=noise is not None and noise.dtype == torch.int64, CLIP=clip is not None,
+            PREV=x_prev is not None, OFFSET=offset is not None, GUIDED=u is not None, KEEP=keep_x_hat, BLOCK=block,
+        )  # fmt: skip
+    return in_layout_of(z_s, z_t), in_layout_of(x_hat, z_t) if keep_x_hat else x_hat
+
+
+def step_gradient_triton(
+    grad_s: Tensor, grad_x: Tensor | None, z_t: Tensor, eps_hat: Tensor, row: Tensor, clip: float | None,
+    offset: Tensor | None, u: Tensor | None, w: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Launch the gradients to z_t and to the guided eps_hat."""
+    programs, n, blocks, block = grid_of(z_t)
+    grad_z = torch.empty_like(z_t, memory_format=torch.contiguous_format)
+    grad_eps = torch.empty_like(eps_hat, memory_format=torch.contiguous_format)
+    if programs:
+        step_gradient_kernel[(programs,)](
+            grad_s.contiguous(), _contiguous(grad_x), z_t.contiguous(), eps_hat.contiguous(), row.contiguous(),
+            _contiguous(offset), _contiguous(u), grad_z, grad_eps, 0.0 if clip is None else clip, w, n, blocks,
+            WITH_X=grad_x is not None, CLIP=clip is not None, OFFSET=offset is not None, GUIDED=u is not None,
+            BLOCK=block,
+        )  # fmt: skip
+    return in_layout_of(grad_z, z_t), in_layout_of(grad_eps, eps_hat)
+
+
+# ------------------------------------------------------------------------------------------------ registration
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    z_t, eps_hat, row, _, ctx.clip, x_prev, offset, u, ctx.w, ctx.keep_x_hat = inputs
+    ctx.x_prev_dtype = None if x_prev is None else x_prev.dtype
+    ctx.save_for_backward(z_t, eps_hat, row, offset, u)
+
+
+def _backward(ctx: Any, grad_s: Tensor, grad_x: Tensor | None) -> tuple:
+    z_t, eps_hat, row, offset, u = ctx.saved_tensors
+    grad_x = grad_x if ctx.keep_x_hat else None
+    grad_z, grad_eps = _step_gradient_op(grad_s, grad_x, z_t, eps_hat, row, ctx.clip, offset, u, ctx.w)
+    by_prev = None if ctx.x_prev_dtype is None else (grad_s * row[4]).to(ctx.x_prev_dtype)
+    by_offset = None if offset is None else (grad_s * row[6] - grad_z).to(offset.dtype)
+    by_u = None if u is None else (grad_eps * (1.0 - ctx.w)).to(u.dtype)
+    by_eps_hat = grad_eps if u is None else grad_eps * ctx.w
+    return grad_z, by_eps_hat, None, None, None, by_prev, by_offset, by_u, None, None
+
+
+def _step_fake(
+    z_t: Tensor, eps_hat: Tensor, row: Tensor, noise: Tensor | None, clip: float | None, x_prev: Tensor | None,
+    offset: Tensor | None, u: Tensor | None, w: float, keep_x_hat: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return torch.empty_like(z_t), torch.empty_like(z_t) if keep_x_hat else z_t.new_empty(0)
+
+
+_step_gradient_op = register(
+    "sampler_step_gradient(Tensor grad_s, Tensor? grad_x, Tensor z_t, Tensor eps_hat, Tensor row, float? clip, "
+    "Tensor? offset, Tensor? u, float w) -> (Tensor, Tensor)",
+    step_gradient_reference,
+    step_gradient_triton,
+    lambda grad_s, grad_x, z_t, eps_hat, *rest: (torch.empty_like(z_t), torch.empty_like(eps_hat)),
+)
+_step_op = register(
+    "sampler_step(Tensor z_t, Tensor eps_hat, Tensor row, Tensor? noise, float? clip, Tensor? x_prev, Tensor? offset, "
+    "Tensor? u, float w, bool keep_x_hat) -> (Tensor, Tensor)",
+    step_reference,
+    step_triton,
+    _step_fake,
+    _backward,
+    _save,
+)

@@ -1,0 +1,127 @@
+"""The command line: the whole way from training to a picture, and errors that fit on one line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import small
+
+from fastdiff.cli import main, parse_steps
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = main(list(arguments))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_from_training_to_a_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "train", "digits", "--steps", "4", "--batch-size", "8", "--out", "run")
+    assert code == 0, err
+    assert re.search(r"digits: [\d,]+ parameters, 4 steps of 8 images", out)
+    assert re.search(r"inf +\d\.\d{4}", out)
+    assert "training digits" in err
+
+    code, out, err = run(capsys, "evaluate", "run", "--steps", "1,10,inf", "--draws", "1")
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["1", "10", "inf"]
+
+    code, out, err = run(capsys, "evaluate", "run", "--draws", "1", "--json", "--conditional")
+    assert code == 0, err
+    assert set(json.loads(out)) == {"steps", "bpd", "se", "recon", "prior", "diffusion"}
+
+    code, out, err = run(capsys, "sample", "run", "--n", "5", "--steps", "2", "--label", "3", "--out", "five.png")
+    assert code == 0, err
+    assert out == "wrote five.png (5 images)\n"
+    assert "sampling 5" in err
+    assert np.asarray(Image.open("five.png")).shape == (3 * 68 + 4, 2 * 68 + 4)
+
+    code, _, err = run(capsys, "train", "digits", "--out", "run")
+    assert code == 2
+    assert "holds a run already; allowed: another --out, or --resume" in err
+
+
+def test_info(capsys):
+    code, out, _ = run(capsys, "info")
+    assert code == 0
+    assert "backend torch" in out
+    assert "presets: digits" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "nothing"], "no model 'nothing'; allowed: a checkpoint folder"),
+        (["sample", "MODEL", "--n", "0"], "n is 0; allowed: an integer >= 1"),
+        (["sample", "MODEL", "--sampler", "euler"], "unknown sampler 'euler'; allowed: ancestral"),
+        (["sample", "MODEL", "--steps", "0"], "steps is 0; allowed"),
+        (["sample", "MODEL", "--label", "1"], "the model is unconditional"),
+        (["sample", "MODEL", "--steps", "1", "--out", "no/such/folder.png"], "No such file or directory"),
+        (["train", "cifar"], "unknown preset 'cifar'; allowed: digits"),
+        (["train", "digits", "--steps", "0", "--out", "x"], "steps is 0; allowed: a number > 0"),
+        (["train", "digits", "--resume", "--out", "x"], "x holds no checkpoint"),
+        (["train", "digits", "--data", "faces", "--out", "x"], "unknown data set 'faces'; allowed: digits"),
+        (["evaluate", "MODEL", "--steps", "1,x"], "steps holds 'x'; allowed: integers >= 1 and inf"),
+        (["evaluate", "MODEL", "--draws", "0"], "draws is 0; allowed: at least 1"),
+        (["evaluate", "MODEL", "--data", "x.npz"], "x.npz cannot be read"),
+    ],
+)
+def test_errors_are_one_line(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    small().save("MODEL")
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    (line,) = [line for line in err.splitlines() if line.startswith("fastdiff: error: ")]
+    assert message in line
+    assert os.listdir(tmp_path) == ["MODEL"]  # nothing half-begun
+
+
+def test_a_data_set_that_does_not_fit_the_model(tmp_path, capsys):
+    zeros = np.zeros((2, 8, 8), np.uint8)
+    np.savez(tmp_path / "bytes.npz", train_images=zeros, test_images=zeros)
+    code, _, err = run(capsys, "train", "--data", str(tmp_path / "bytes.npz"), "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "256 levels, 0 classes; allowed: (1, 8, 8), 17 levels, 10 classes" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_are_read():
+    assert [parse_steps(text) for text in ("inf", "1", " 250 ")] == [None, 1, 250]
+    for text in ("0", "-1", "1.5", "", "one"):
+        with pytest.raises(ValueError, match="allowed: integers >= 1 and inf"):
+            parse_steps(text)
+
+
+def wait_for(path, seconds: float = 120.0) -> None:
+    """Wait until a file holds something."""
+    limit = time.monotonic() + seconds
+    while not (path.is_file() and path.stat().st_size):
+        assert time.monotonic() < limit, f"{path} did not appear"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(tmp_path, capsys, number, code):
+    """A real process, interrupted in the middle of training; what it leaves samples, and goes on."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "fastdiff", "train", "digits", "--batch-size", "2", "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--steps", "400"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=tmp_path
+    )
+    wait_for(out / "metrics.jsonl")
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert re.search(r"stopped after step \d+; go on with: fastdiff train digits --out .* --resume", printed)
+    assert len(list(out.glob("step-*"))) == 1
+    assert run(capsys, "sample", str(out), "--n", "1", "--steps", "1", "--out", str(tmp_path / "one.png"))[0] == 0
+    assert run(capsys, "train", "digits", "--out", str(out), "--resume", "--steps", "300")[0] == 2

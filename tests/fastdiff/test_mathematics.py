@@ -1,0 +1,228 @@
+"""Schedules, process, samplers and the terms of the bound against closed forms and brute force in float64."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdiff import process
+from fastdiff.kernels import Noise, decoder_nll
+from fastdiff.samplers import SAMPLERS, sampler_table
+from fastdiff.schedules import LinearSchedule, Schedule, ScheduleError, gamma_table
+from fastdiff.vlb import Vlb, centre, finite_times, prior_nats, stratified_times
+
+GAMMA = st.floats(-20.0, 20.0)
+
+
+def tensor(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+class Backwards(Schedule):
+    """Decreases in the middle."""
+
+    def forward(self, t):
+        return -8.0 + 13.0 * t - 20.0 * t * (1.0 - t) * (t > 0.4) * (t < 0.6)
+
+
+class Bottomless(Schedule):
+    """gamma(0) = -infinity, as betas have."""
+
+    def forward(self, t):
+        return torch.log(t)
+
+
+def test_linear_schedule_and_its_slope():
+    schedule = LinearSchedule(-13.3, 5.0, learned=True)
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    torch.testing.assert_close(schedule(t), -13.3 + 18.3 * t, rtol=1e-6, atol=1e-6)
+    inputs = t.clone().requires_grad_()
+    slope = torch.autograd.grad(schedule(inputs).sum(), inputs)[0]
+    torch.testing.assert_close(schedule.slope(t), slope)
+    gamma_0, gamma_1 = schedule.endpoints()
+    (gamma_1 - 2 * gamma_0).backward()
+    assert schedule.gamma_0.grad == -2.0
+    assert schedule.gamma_1.grad == 1.0
+    assert not list(LinearSchedule(-1.0, 1.0).parameters())
+
+
+@pytest.mark.parametrize("ends", [(1.0, 1.0), (2.0, 1.0), (math.nan, 1.0), (-1.0, math.inf)])
+def test_endpoints_that_do_not_increase(ends):
+    with pytest.raises(ScheduleError, match=r"allowed: (values that increase|finite values)"):
+        LinearSchedule(*ends)
+
+
+def test_schedules_are_checked_where_they_are_used():
+    with pytest.raises(ScheduleError, match=r"Backwards at 10 steps: gamma goes from .* at entry 5; allowed"):
+        gamma_table(Backwards(), 10)
+    with pytest.raises(ScheduleError, match=r"Bottomless at 4 steps: gamma is -inf at entry 0; allowed: finite"):
+        gamma_table(Bottomless(), 4)
+    for steps in (0, -3, 1.5, True):
+        with pytest.raises(ValueError, match="allowed: an integer >= 1"):
+            gamma_table(LinearSchedule(-1.0, 1.0), steps)
+
+
+@given(gamma=GAMMA, x=st.floats(-3, 3), eps=st.floats(-3, 3))
+def test_the_four_names_of_a_prediction(gamma, x, eps):
+    """Conversions lose accuracy in proportion to e^{|gamma| / 2}, and no more than a few ulp of it."""
+    g, x, eps = tensor(gamma), tensor(x), tensor(eps)
+    z = process.alpha(g) * x + process.sigma(g) * eps
+    allowed = 8 * torch.finfo(torch.float64).eps * 6 * math.exp(abs(gamma) / 2)
+    v = process.alpha(g) * eps - process.sigma(g) * x
+    assert abs(process.x_from_eps(z, eps, g) - x) <= allowed
+    assert abs(process.eps_from_x(z, x, g) - eps) <= allowed
+    assert abs(process.v_from_eps(z, eps, g) - v) <= allowed
+    assert abs(process.eps_from_v(z, v, g) - eps) <= allowed
+    score = torch.func.grad(lambda z: -0.5 * ((z - process.alpha(g) * x) / process.sigma(g)) ** 2)(z)
+    assert abs(process.score_from_eps(eps, g) - score) <= allowed / process.sigma(g)
+
+
+@given(gamma_s=st.floats(-10, 10), gap=st.floats(0.01, 8), x=st.floats(-2, 2), z_t=st.floats(-3, 3))
+def test_posterior_by_gaussian_conditioning(gamma_s, gap, x, z_t):
+    """q(z_s | z_t, x) from the joint covariance of (z_s, z_t) given x."""
+    gs, gt, x, z_t = tensor(gamma_s), tensor(gamma_s + gap), tensor(x), tensor(z_t)
+    ratio = process.alpha(gt) / process.alpha(gs)
+    variance_s, variance_t = process.sigma(gs) ** 2, process.sigma(gt) ** 2
+    covariance = ratio * variance_s
+    mean = process.alpha(gs) * x + covariance / variance_t * (z_t - process.alpha(gt) * x)
+    variance = variance_s - covariance**2 / variance_t
+    a, b, given_variance = process.posterior(gs, gt)
+    torch.testing.assert_close(a * z_t + b * x, mean, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(given_variance, variance, rtol=1e-6, atol=1e-12)
+
+
+def test_posterior_keeps_its_accuracy_over_a_tiny_step():
+    """Two gammas 1e-9 apart: the variance by subtraction has no digit left, c sigma_s² has them all."""
+    gs, gt = tensor(3.0), tensor(3.0) + 1e-9
+    _, _, variance = process.posterior(gs, gt)
+    exact = (gt - gs) * process.sigma(gs) ** 2
+    torch.testing.assert_close(variance, exact, rtol=1e-8, atol=0)
+
+
+def walk(name: str, gamma: torch.Tensor, denoise, z: torch.Tensor) -> torch.Tensor:
+    """Run a sampler's coefficients in float64, without its noise, with an exact denoiser of (z, gamma)."""
+    table = SAMPLERS[name](gamma)
+    x_prev = torch.zeros_like(z)
+    for row, g in zip(table, gamma.flip(0)[:-1], strict=True):
+        x_hat = denoise(z, g)
+        z, x_prev = row[2] * z + row[3] * x_hat + row[4] * x_prev, x_hat
+    return z
+
+
+def test_rows_begin_with_the_conversion_to_x():
+    gamma = torch.linspace(-8, 5, 9, dtype=torch.float64)
+    for name in SAMPLERS:
+        table = sampler_table(name, gamma)
+        assert table.dtype == torch.float32
+        g = gamma.flip(0)[:-1]
+        torch.testing.assert_close(table[:, 0].double(), 1 / process.alpha(g), rtol=1e-6, atol=0)
+        torch.testing.assert_close(table[:, 1].double(), process.sigma(g) / process.alpha(g), rtol=1e-6, atol=0)
+        assert (table[:, 6] == 1).all()
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver"])
+def test_deterministic_samplers_leave_a_point_mass_at_its_noise_level(name):
+    """With x_hat = x constant the flow is exact in any number of steps: z_0 = alpha_0 x + sigma_0 eps."""
+    gamma = torch.linspace(-9, 6, 7, dtype=torch.float64)
+    x, eps = tensor(0.7), tensor(-1.3)
+    z_1 = process.alpha(gamma[-1]) * x + process.sigma(gamma[-1]) * eps
+    z_0 = walk(name, gamma, lambda z, g: x, z_1)
+    torch.testing.assert_close(z_0, process.alpha(gamma[0]) * x + process.sigma(gamma[0]) * eps, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpm-solver", 2)])
+def test_order_of_the_deterministic_samplers(name, order):
+    """On x ~ N(0, s²), where the flow is z_s sqrt(var_t / var_s): halving the step divides the error by 2^order."""
+    s2 = 0.25
+
+    def variance(g):
+        return process.alpha(g) ** 2 * s2 + process.sigma(g) ** 2
+
+    def denoise(z, g):
+        return process.alpha(g) * s2 / variance(g) * z
+
+    errors = []
+    for steps in (64, 128, 256):
+        gamma = torch.linspace(-6, 6, steps + 1, dtype=torch.float64)
+        exact = (variance(gamma[0]) / variance(gamma[-1])).sqrt()
+        errors.append(abs(float(walk(name, gamma, denoise, tensor(1.0)) - exact)))
+    for coarse, fine in pairwise(errors):
+        assert 2**order * 0.85 < coarse / fine < 2**order * 1.3
+
+
+def test_ancestral_variance_on_gaussian_data():
+    """x ~ N(0, ½²), optimal denoiser, gamma linear from -13.3 to 5: the recursion of the sample variance.
+
+    Expected: sample standard deviations of an independent Monte Carlo simulation, 0.338, 0.456, 0.490, 0.497 at 10, 50,
+    250, 1000 steps, known to about 0.002; and the limit ½, approached in proportion to 1 / steps.
+    """
+    s2 = 0.25
+    for steps, expected in ((10, 0.338), (50, 0.456), (250, 0.490), (1000, 0.497)):
+        gamma = torch.linspace(-13.3, 5, steps + 1, dtype=torch.float64)
+        variance = tensor(1.0)
+        for row, g in zip(SAMPLERS["ancestral"](gamma), gamma.flip(0)[:-1], strict=True):
+            gain = process.alpha(g) * s2 / (process.alpha(g) ** 2 * s2 + process.sigma(g) ** 2)
+            variance = (row[2] + row[3] * gain) ** 2 * variance + row[5] ** 2
+        assert abs(variance.sqrt() - expected) < 0.002
+        assert 0.8 < (0.5 - variance.sqrt()) * steps / 2.25 < 1.1 or steps == 10
+
+
+def test_unknown_sampler():
+    with pytest.raises(ValueError, match="unknown sampler 'euler'; allowed: ancestral, ddim, dpm-solver"):
+        sampler_table("euler", torch.linspace(-8, 5, 4))
+
+
+@given(gamma_1=st.floats(-5, 12), x=st.lists(st.floats(-1, 1), min_size=1, max_size=5))
+def test_prior_is_the_textbook_kl(gamma_1, x):
+    data, g = torch.tensor([x], dtype=torch.float64), tensor(gamma_1)
+    q = torch.distributions.Normal(process.alpha(g) * data, process.sigma(g))
+    p = torch.distributions.Normal(tensor(0.0), tensor(1.0))
+    expected = torch.distributions.kl_divergence(q, p).sum(1)
+    torch.testing.assert_close(prior_nats(data, g), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_prior_anchors():
+    """gamma_1 = 5: 0.00122 bits/dim where E[x²] = 1/4, 0.00163 where it is 1/3."""
+    for square, expected in ((0.25, 0.00122), (1 / 3, 0.00163)):
+        x = torch.full((1, 1000), square**0.5)
+        assert abs(float(prior_nats(x, torch.tensor(5.0))) / (1000 * math.log(2)) - expected) < 5e-6
+
+
+@pytest.mark.parametrize(("gamma_0", "expected"), [(-13.3, 0.0104), (-10.0, 1.825), (-8.0, 3.253)])
+def test_reconstruction_anchors(gamma_0, expected):
+    """Uniformly distributed bytes: 0.0104 bits/dim at gamma_0 = -13.3, 1.825 at -10, 3.253 at -8."""
+    eps = torch.linspace(-7.0, 7.0, 1401, dtype=torch.float64)
+    weight = torch.exp(-0.5 * eps**2) / math.sqrt(2 * math.pi) * 0.01  # quadrature in place of draws
+    x = torch.arange(256, dtype=torch.uint8).expand(len(eps), 256)
+    mean = centre(x, 256) + math.exp(gamma_0 / 2) * eps[:, None].float()
+    nats = decoder_nll(x, mean, torch.full((len(eps),), gamma_0), 256).double()
+    assert abs(float((weight * nats).sum()) / (256 * math.log(2)) - expected) < 6e-4
+
+
+def test_bits_appear_once():
+    vlb = Vlb(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), torch.tensor([5.0, 6.0]))
+    assert vlb.total.tolist() == [9.0, 12.0]
+    torch.testing.assert_close(vlb.bpd(64).total, vlb.total / (64 * math.log(2)))
+    torch.testing.assert_close(vlb.bpd(64).recon, vlb.recon / (64 * math.log(2)))
+
+
+@given(seed=st.integers(0, 10**6), batch=st.integers(1, 60), steps=st.integers(1, 50))
+def test_stratified_times(seed, batch, steps):
+    u = stratified_times(Noise(seed), batch)
+    assert ((u >= 0) & (u < 1)).all()
+    assert torch.equal(torch.floor(u.sort().values * batch - 1e-12).unique(), torch.arange(batch).double() - 0.0) or (
+        torch.allclose(u.sort().values.diff(), torch.full((batch - 1,), 1 / batch, dtype=torch.float64))
+    )
+    s, t = finite_times(u, steps)
+    assert ((s <= u + 1e-9) & (u < t + 1e-9) & (t <= 1) & (s >= 0)).all()
+    torch.testing.assert_close(t - s, torch.full_like(t, 1 / steps))
+
+
+def test_times_do_not_depend_on_how_samples_are_batched():
+    whole = stratified_times(Noise(4), 30, total=30)
+    parts = [stratified_times(Noise(4, first_sample=first), 10, total=30) for first in (0, 10, 20)]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-12)
+    assert not torch.allclose(stratified_times(Noise(4, step=1), 30), whole)

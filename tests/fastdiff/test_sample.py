@@ -1,0 +1,213 @@
+"""Sampling: one seed, one image; what comes out; what is refused. And the pictures made of it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import images, small
+
+import fastdiff
+from fastdiff import sample as sample_package_attribute
+from fastdiff.kernels import Noise, Stream, use_backend
+from fastdiff.plots import grid, to_pil, to_uint8
+from fastdiff.sample import SamplingError, sample, sample_latents
+from fastdiff.samplers import SAMPLERS, sampler_table
+from fastdiff.schedules import gamma_table
+
+
+def latents(model, count, first, steps=4, sampler="ancestral", seed=3, labels=None, guidance=None):
+    gamma = gamma_table(model.gamma, steps)
+    noise = Noise(seed, first_sample=first)
+    return sample_latents(model, count, gamma, sampler_table(sampler, gamma), noise, labels, guidance)
+
+
+class Recorder(torch.nn.Module):
+    """A network that predicts nothing and remembers what it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, features, number, labels=None):
+        self.seen.append((features.clone(), number.clone(), labels))
+        return torch.zeros_like(features[:, :1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_initial_and_step_noise_are_bit_identical_in_any_batch(batch_size):
+    """A network without rounding of its own: z along the whole path is bit-identical to one batch of 20."""
+
+    def path(size):
+        model = small(fourier=None)
+        model.network = recorder = Recorder()
+        parts = []
+        for first in range(0, 20, size):
+            parts.append(latents(model, min(size, 20 - first), first))
+        per_call = [features for features, _, _ in recorder.seen]
+        steps = [torch.cat(per_call[k::4]) for k in range(4)]
+        return [*steps, torch.cat(parts)]
+
+    for given, whole in zip(path(batch_size), path(20), strict=True):
+        assert torch.equal(given, whole)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_images_do_not_depend_on_the_batch_size(sampler):
+    """Equal up to the rounding of the network: latents to 1e-4, images almost everywhere."""
+    model = small("levels")
+    whole = latents(model, 20, 0, sampler=sampler)
+    for size in (1, 7):
+        parts = [latents(model, min(size, 20 - first), first, sampler=sampler) for first in range(0, 20, size)]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
+    pictures = [sample(model, 20, steps=4, sampler=sampler, batch_size=size, output="levels") for size in (1, 7, 64)]
+    for other in pictures[1:]:
+        assert (other != pictures[0]).float().mean() < 0.01
+
+
+def test_the_loop_by_hand():
+    """Ancestral sampling written out from the posterior of q, with the same noise."""
+    model, steps = small("levels"), 5
+    gamma = gamma_table(model.gamma, steps)
+    noise = Noise(3)
+    z = noise.at(stream=Stream.INITIAL).normal((2, 1, 8, 8)).double()
+    for step in range(steps):
+        g_t, g_s = gamma[steps - step], gamma[steps - step - 1]
+        alpha_t, alpha_s = (torch.sigmoid(-g).sqrt() for g in (g_t, g_s))
+        var_t, var_s = torch.sigmoid(g_t), torch.sigmoid(g_s)
+        with torch.no_grad():
+            eps_hat = model.eps_hat(z.float(), g_t.float().expand(2)).double()
+        x_hat = (z - var_t.sqrt() * eps_hat) / alpha_t
+        ratio = alpha_t / alpha_s
+        var_ts = var_t - ratio**2 * var_s
+        mean = ratio * var_s / var_t * z + alpha_s * var_ts / var_t * x_hat
+        eps = noise.at(step=step, stream=Stream.SAMPLER).normal((2, 1, 8, 8)).double()
+        z = mean + (var_ts * var_s / var_t).sqrt() * eps
+    torch.testing.assert_close(latents(model, 2, 0, steps=5).double(), z, rtol=1e-3, atol=1e-3)
+
+
+def test_the_kernel_runs_the_same_loop():
+    model = small("levels")
+    expected = latents(model, 2, 0, sampler="dpm-solver")
+    with use_backend("interpreter"):
+        given = latents(model, 2, 0, sampler="dpm-solver")
+    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_outputs():
+    model = small()
+    levels = sample(model, 3, steps=2, output="levels")
+    assert levels.dtype == torch.uint8
+    assert levels.shape == (3, 1, 8, 8)
+    bytes_ = sample(model, 3, steps=2)
+    assert torch.equal(bytes_, torch.round(levels.double() * 255 / 16).byte())
+    floats = sample(model, 3, steps=2, output="float")
+    torch.testing.assert_close(floats, levels / 8.0 - 1.0)
+    pictures = sample(model, 3, steps=2, output="pil")
+    assert np.array_equal(np.asarray(pictures[2]), bytes_[2, 0].numpy())
+    assert sample(model, 0, steps=2).shape == (0, 1, 8, 8)
+    assert sample(model, 0, steps=2, output="pil") == []
+
+
+def test_seeds_matter_and_repeat():
+    model = small()
+    first = sample(model, 2, steps=3, seed=1, output="levels")
+    assert torch.equal(sample(model, 2, steps=3, seed=1, output="levels"), first)
+    assert not torch.equal(sample(model, 2, steps=3, seed=2, output="levels"), first)
+    assert sample(model.train(), 1, steps=1).shape == (1, 1, 8, 8)
+    assert model.training
+
+
+def test_labels_and_guidance():
+    """w = 1 is the conditional model, w = 0 the unconditional one; one label stands for all images."""
+    model = small(classes=3)
+    two = torch.full((2,), 2)
+    conditional = latents(model, 2, 0, labels=two)
+    torch.testing.assert_close(latents(model, 2, 0, labels=two, guidance=1.0), conditional, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        latents(model, 2, 0, labels=two, guidance=0.0), latents(model, 2, 0), rtol=1e-4, atol=1e-4
+    )
+    assert not torch.allclose(latents(model, 2, 0, labels=two, guidance=3.0), conditional, atol=1e-2)
+    assert torch.equal(sample(model, 2, steps=2, labels=2), sample(model, 2, steps=2, labels=[2, 2]))
+    assert not torch.equal(sample(model, 2, steps=2, labels=2), sample(model, 2, steps=2, labels=[2, 0]))
+
+
+WRONG = {
+    "n is -1; allowed: an integer >= 0": {"n": -1},
+    "n is 2.0; allowed: an integer": {"n": 2.0},
+    "steps is 0; allowed: an integer >= 1": {"steps": 0},
+    "batch_size is 0; allowed": {"batch_size": 0},
+    "unknown sampler 'euler'; allowed: ancestral, ddim, dpm-solver": {"sampler": "euler"},
+    "unknown output 'png'; allowed: uint8, levels, float, pil": {"output": "png"},
+    "seed is -1; allowed: 0 <= seed": {"seed": -1},
+    "labels lie in 3 .. 3; allowed: 0 .. 2": {"labels": 3},
+    "labels lie in -1 .. 1; allowed": {"labels": [-1, 1]},
+    r"labels have shape \(3,\); allowed: one integer, or n = 2": {"labels": [0, 1, 2]},
+    "labels have dtype torch.float32; allowed: integers": {"labels": 0.5},
+    "guidance is 2.0 without labels": {"guidance": 2.0},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_requests(message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        sample(**({"model": small(classes=3), "n": 2, "steps": 2} | WRONG[message]))
+
+
+def test_labels_for_an_unconditional_model_and_models_that_are_none():
+    with pytest.raises(ValueError, match="the model is unconditional; allowed: None"):
+        sample(small(), 1, labels=0)
+    with pytest.raises(TypeError, match="model is a Linear; allowed: a diffusion model"):
+        sample(torch.nn.Linear(1, 1), 1)
+
+
+def test_a_sample_that_is_not_finite_is_an_error():
+    model = small()
+    with torch.no_grad():
+        model.network.conv_out.bias.fill_(float("inf"))
+    with pytest.raises(SamplingError, match="not finite after 3 steps"):
+        sample(model, 1, steps=3)
+
+
+def test_as_a_library_from_another_folder(tmp_path):
+    """The five lines of the README, with a model of one's own, in a process that starts elsewhere."""
+    small("levels").save(tmp_path / "model")
+    code = (
+        "import fastdiff\n"
+        "images = fastdiff.sample('model', 3, steps=2, seed=1)\n"
+        "print(images.dtype, tuple(images.shape), int(images.sum()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    here = sample(tmp_path / "model", 3, steps=2, seed=1)
+    kind, *rest = done.stdout.split(" ", 1)
+    assert kind == "torch.uint8"
+    assert rest[0].startswith("(3, 1, 8, 8)")
+    assert abs(int(done.stdout.split()[-1]) - int(here.sum())) < 100
+    assert sample_package_attribute is fastdiff.sample
+
+
+def test_grid_pixel_by_pixel():
+    pictures = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    pictures[0, 0, 0, 1], pictures[2, 0] = 200, 50
+    sheet = np.asarray(grid(pictures, columns=2, side=4, gap=1, background=7))
+    assert sheet.shape == (1 + 2 * 5, 1 + 2 * 5)
+    assert (sheet[0] == 7).all()
+    assert (sheet[:, 0] == 7).all()
+    assert (sheet[1:3, 3:5] == 200).all()
+    assert (sheet[6:10, 1:5] == 50).all()
+    assert (sheet[6:10, 6:10] == 7).all()  # the place of the missing fourth
+    assert sheet[5, 1:].tolist() == [7] * 10
+
+
+def test_colour_pictures_and_wrong_ones():
+    colour = images(2, shape=(3, 8, 8), levels=256)
+    assert to_pil(colour[0]).mode == "RGB"
+    assert isinstance(grid(colour), Image.Image)
+    with pytest.raises(ValueError, match=r"torch.uint8 \(2, 8, 8\); allowed: torch.uint8 \[1 or 3, H, W\]"):
+        to_pil(colour[0, :2])
+    with pytest.raises(ValueError, match="0 images"):
+        grid(colour[:0])
+    assert to_uint8(torch.tensor([0, 8, 16]), 17).tolist() == [0, 128, 255]

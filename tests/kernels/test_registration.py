@@ -1,0 +1,139 @@
+"""The operations as citizens of PyTorch: opcheck, torch.compile, and errors for wrong arguments."""
+
+import pytest
+import torch
+from fastdiff_kernels import (
+    Noise,
+    backend,
+    decoder_nll,
+    diffuse,
+    eps_loss,
+    fourier_features,
+    sampler_step,
+    use_backend,
+)
+
+NOISE = Noise(1, 2, 3, 4)
+ROW = torch.tensor([1.25, 0.75, 0.6, 0.3, -0.2, 0.4, 0.9])
+
+
+def data(seed: int, grad: bool = False, shape: tuple[int, ...] = (2, 3, 4, 5)) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_(grad)
+
+
+def last(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(x.requires_grad)
+
+
+OP_SAMPLES = {
+    "draw": [(NOISE.key, [2, 7], torch.bfloat16, True), (NOISE.key, [2, 7], torch.float32, False)],
+    "diffuse": [
+        (data(0, True), torch.zeros(2).requires_grad_(), NOISE.key),
+        (last(data(0, True)), torch.zeros(2), data(1)),
+    ],
+    "diffuse_gamma_gradient": [(data(0), data(1), torch.zeros(2), NOISE.key)],
+    "eps_squared_error": [(data(0, True), NOISE.key), (last(data(0, True)), data(1))],
+    "eps_loss_gradient": [(torch.ones(2), data(0), NOISE.key), (torch.ones(2), last(data(0)), data(1))],
+    "fourier_features": [(data(0, True), 3, 4), (last(data(0, True)), 3, 4)],
+    "fourier_gradient": [(data(0, shape=(2, 15, 4, 5)), data(1), 3, 4)],
+    "sampler_step": [
+        (data(0, True), data(1, True), ROW, NOISE.key, 1.0, data(2, True), data(3, True), data(4, True), 1.5, True),
+        (last(data(0)), data(1), ROW, None, None, None, None, None, 1.0, False),
+    ],
+    "sampler_step_gradient": [(data(0), data(1), data(2), data(3), ROW, 1.0, data(4), data(5), 1.5)],
+    "decoder_nll": [
+        (torch.zeros(2, 3, 4, 5, dtype=torch.uint8), data(0, True), torch.zeros(2, 3, 4, 5).requires_grad_(), 17)
+    ],
+    "decoder_nll_gradient": [
+        (torch.ones(2), torch.zeros(2, 3, 4, 5, dtype=torch.uint8), data(0), torch.zeros(2, 3, 4, 5), 17)
+    ],
+}
+
+
+def test_every_operation_has_a_sample():
+    registered = {
+        name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastdiff::")
+    }
+    assert registered == set(OP_SAMPLES)
+
+
+@pytest.mark.parametrize("mode", ["torch", "interpreter"])
+@pytest.mark.parametrize("name", OP_SAMPLES)
+def test_opcheck(name, mode):
+    for arguments in OP_SAMPLES[name]:
+        with use_backend(mode):
+            torch.library.opcheck(getattr(torch.ops.fastdiff, name).default, arguments)
+
+
+def whole_card(x, gamma, weight, row, z_prev):
+    """All operations in one graph."""
+    z_t = diffuse(x, gamma, NOISE)
+    features = fourier_features(z_t, 3, 4)
+    loss = eps_loss(features[:, :3], NOISE, weight)
+    z_s, x_hat = sampler_step(z_t, features[:, 3:6], row, NOISE, clip=1.0, x_prev=z_prev)
+    nll = decoder_nll(torch.zeros(x.shape, dtype=torch.uint8), z_s, gamma, levels=17)
+    return loss.sum() + (z_s * x_hat).sum() + nll.sum()
+
+
+def test_compiled_whole_equals_eager_forward_and_backward():
+    results = []
+    for function in (whole_card, torch.compile(whole_card, fullgraph=True, backend="aot_eager")):
+        leaves = [data(0, True), torch.tensor([-1.0, 1.0]).requires_grad_(), torch.ones(2).requires_grad_()]
+        total = function(*leaves, ROW, data(7))
+        total.backward()
+        results.append([total.detach(), *(leaf.grad for leaf in leaves)])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-6)
+
+
+def test_inductor_compiles_the_whole():
+    compiled = torch.compile(whole_card, fullgraph=True)
+    arguments = (data(0), torch.tensor([-1.0, 1.0]), torch.ones(2), ROW, data(7))
+    torch.testing.assert_close(compiled(*arguments), whole_card(*arguments), rtol=1e-6, atol=1e-6)
+
+
+X, GAMMA = torch.zeros(2, 3, 4, 5), torch.zeros(2)
+WRONG = {
+    "diffuse: x has dtype torch.float64": lambda: diffuse(X.double(), GAMMA, NOISE),
+    "diffuse: x is a list": lambda: diffuse([1.0], GAMMA, NOISE),
+    r"diffuse: x has shape \(\); allowed: at least 1": lambda: diffuse(torch.tensor(1.0), GAMMA, NOISE),
+    r"diffuse: gamma has shape \(3,\); allowed: \(2,\)": lambda: diffuse(X, torch.zeros(3), NOISE),
+    "diffuse: gamma is dtype torch.float64": lambda: diffuse(X, GAMMA.double(), NOISE),
+    "diffuse: gamma is a float": lambda: diffuse(X, 0.5, NOISE),
+    r"diffuse: noise has shape \(2, 3, 4, 4\)": lambda: diffuse(X, GAMMA, X[..., :4]),
+    "diffuse: noise is a int; allowed: a Noise": lambda: diffuse(X, GAMMA, 3),
+    "diffuse: noise requires a gradient": lambda: diffuse(X, GAMMA, X.clone().requires_grad_()),
+    "diffuse: gamma is on meta; allowed: the device of x": lambda: diffuse(X, GAMMA.to("meta"), NOISE),
+    "eps_loss: eps_hat has dtype torch.int64": lambda: eps_loss(X.long(), NOISE, GAMMA),
+    r"eps_loss: weight has shape \(2, 1\)": lambda: eps_loss(X, NOISE, GAMMA[:, None]),
+    r"fourier_features: z has shape \(2,\)": lambda: fourier_features(GAMMA),
+    "n_min = 5, n_max = 4; allowed: 0 <= n_min <= n_max": lambda: fourier_features(X, 5, 4),
+    r"row has shape \(6,\); allowed: \(7,\)": lambda: sampler_step(X, X, ROW[:6]),
+    r"sampler_step: eps_hat has shape \(2, 3\)": lambda: sampler_step(X, X[:, :, 0, 0], ROW),
+    "sampler_step: offset is a int": lambda: sampler_step(X, X, ROW, offset=1),
+    "both eps_hat_uncond and guidance": lambda: sampler_step(X, X, ROW, guidance=2.0),
+    "clip is 0.0; allowed: a number > 0": lambda: sampler_step(X, X, ROW, clip=0.0),
+    "decoder_nll: x is dtype torch.float32": lambda: decoder_nll(X, X, GAMMA),
+    r"decoder_nll: x is \(2, 3, 4, 4\)": lambda: decoder_nll(X[..., :4].byte(), X, GAMMA),
+    "levels is 1; allowed: 2 to 256": lambda: decoder_nll(X.byte(), X, GAMMA, 1),
+    r"decoder_nll: logvar has shape \(2, 3, 4, 4\)": lambda: decoder_nll(X.byte(), X, X[..., :4]),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_arguments(message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        WRONG[message]()
+
+
+def test_backend_is_chosen_and_named(monkeypatch):
+    assert backend() == "torch"
+    with use_backend("interpreter"):
+        assert backend() == "interpreter"
+    monkeypatch.setenv("FASTDIFF_BACKEND", "auto")
+    assert backend() == "interpreter"
+    monkeypatch.setenv("FASTDIFF_BACKEND", "cuda")
+    with pytest.raises(RuntimeError, match="unknown backend 'cuda'; allowed: auto, triton, interpreter, torch"):
+        backend()
+    with pytest.raises(RuntimeError, match="backend 'triton' needs a GPU"), use_backend("triton"):
+        pass

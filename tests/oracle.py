@@ -1,0 +1,53 @@
+"""The operations in float64, written from their equations without looking at the kernels."""
+
+import torch
+from torch import Tensor
+
+
+def shaped(value: Tensor, x: Tensor) -> Tensor:
+    """A per-sample vector against data."""
+    return value.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def diffuse(x: Tensor, gamma: Tensor, eps: Tensor) -> Tensor:
+    """sqrt(1 / (1 + e^gamma)) x + sqrt(e^gamma / (1 + e^gamma)) eps."""
+    snr_inverse = torch.exp(shaped(gamma, x))
+    return x / torch.sqrt(1.0 + snr_inverse) + torch.sqrt(snr_inverse / (1.0 + snr_inverse)) * eps
+
+
+def eps_loss(eps_hat: Tensor, eps: Tensor, weight: Tensor) -> Tensor:
+    """Weighted squared distance per sample."""
+    return weight * torch.einsum("bi,bi->b", (eps - eps_hat).flatten(1), (eps - eps_hat).flatten(1))
+
+
+def fourier(z: Tensor, n_min: int, n_max: int) -> Tensor:
+    """z, then all sines, then all cosines; channel by channel, frequency by frequency."""
+    channels = [z[:, c] for c in range(z.shape[1])]
+    pairs = [(c, n) for c in range(z.shape[1]) for n in range(n_min, n_max + 1)]
+    sines = [torch.sin(2.0**n * torch.pi * channels[c]) for c, n in pairs]
+    cosines = [torch.cos(2.0**n * torch.pi * channels[c]) for c, n in pairs]
+    return torch.stack([*channels, *sines, *cosines], dim=1)
+
+
+def sampler_step(z_t, eps_hat, row, eps, clip, x_prev, offset, u, w):
+    """The linear step, term by term."""
+    one_over_alpha, ratio, a, b, c, s, o = row
+    guided = eps_hat if u is None else (1.0 - w) * u + w * eps_hat
+    shift = torch.zeros_like(z_t) if offset is None else offset
+    x_hat = one_over_alpha * (z_t - shift) - ratio * guided
+    if clip is not None:
+        x_hat = torch.clamp(x_hat, -clip, clip)
+    z_s = a * (z_t - shift) + b * x_hat + o * shift
+    if x_prev is not None:
+        z_s = z_s + c * x_prev
+    if eps is not None:
+        z_s = z_s + s * eps
+    return z_s, x_hat
+
+
+def decoder_nll(x: Tensor, mean: Tensor, logvar: Tensor, levels: int) -> Tensor:
+    """-log of the normalised Gaussian weights, with the full tensor of levels."""
+    centres = (2.0 * torch.arange(levels, dtype=torch.float64) + 1.0) / levels - 1.0
+    logits = -0.5 * torch.exp(-logvar)[..., None] * (mean[..., None] - centres) ** 2
+    chosen = torch.log_softmax(logits, -1).gather(-1, x.long()[..., None])[..., 0]
+    return -chosen.flatten(1).sum(1)

@@ -1,0 +1,23 @@
+"""Models small enough for tests, and data for them."""
+
+import torch
+from torch import nn
+
+from fastdiff.models import VDM, UNetConfig, VDMConfig
+
+SMALL = UNetConfig(widths=(8, 12), blocks=1, embedding=16, dropout=0.0, heads=2)
+
+
+def small(head: str = "eps", seed: int = 0, **changes) -> VDM:
+    """A small model with weights that are not zero where they start at zero."""
+    torch.manual_seed(seed)
+    settings = {"shape": (1, 8, 8), "levels": 17, "gamma_0": -8.0, "fourier": (3, 4), "head": head, "network": SMALL}
+    model = VDM(VDMConfig(**(settings | changes)))
+    for parameter in model.network.parameters():
+        if not parameter.detach().any():
+            nn.init.normal_(parameter, std=0.05)
+    return model.eval()
+
+
+def images(count: int, seed: int = 1, shape=(1, 8, 8), levels: int = 17) -> torch.Tensor:
+    return torch.randint(levels, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
