@@ -2,7 +2,8 @@
 
 RUN/metrics.jsonl      one JSON object per line: training steps and evaluations
 RUN/step-00001000/     the last checkpoint (the one before it is removed once this one is complete)
-RUN/samples.png        pictures from the averaged weights, at the end
+RUN/model/             at the end: the averaged weights alone, with the settings and the result of the run
+RUN/samples.png        at the end: pictures from them
 """
 
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from . import storage
@@ -128,7 +130,7 @@ def run(
     """
     config = state.config
     evaluate_every = max(1, config.steps // max(1, evaluations))
-    log = MetricsLog(out / "metrics.jsonl")
+    log = MetricsLog(out / "metrics.jsonl", state.model.dims)
     evaluation = None
     with _signals() as caught, tqdm(
         total=config.steps, initial=state.step, unit="step", desc=f"training {data.name}", disable=not progress
@@ -149,33 +151,38 @@ def run(
 
 
 class MetricsLog:
-    """Averages over the steps between two lines of ``metrics.jsonl``."""
+    """Averages over the steps between two lines of ``metrics.jsonl``: bits per dimension, and the loss in nats."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, dims: int) -> None:
+        self.path, self.dims = path, dims
         self._reset()
 
     def _reset(self) -> None:
-        self.sums, self.count, self.images, self.since = torch.zeros(5), 0, 0, time.monotonic()
+        self.sums: Tensor | None = None
+        self.count, self.images, self.since = 0, 0, time.monotonic()
 
     def add(self, report: Report, batch_size: int) -> None:
         """Take in one step."""
         terms = (report.bpd.recon, report.bpd.prior, report.bpd.diffusion, report.gradient_norm)
-        values = torch.stack([*(term.float() for term in terms), torch.tensor(float(report.skipped))])
-        self.sums, self.count, self.images = self.sums + values, self.count + 1, self.images + batch_size
+        values = torch.stack([*(term.float() for term in terms), terms[0].new_tensor(float(report.skipped))])
+        self.sums = values if self.sums is None else self.sums + values  # on the device: nothing waits here
+        self.count, self.images = self.count + 1, self.images + batch_size
 
     def flush(self, report: Report) -> dict[str, str]:
-        """Write the averages as one line, and return what a progress bar shows."""
+        """Write the averages since the last line as one line, and return what a progress bar shows."""
+        assert self.sums is not None
         recon, prior, diffusion, norm, skipped = (self.sums / self.count).tolist()
         bpd = recon + prior + diffusion
+        nats = bpd * self.dims * math.log(2.0)
         row = {
-            "event": "train", "step": report.step, "bpd": bpd, "recon": recon, "prior": prior, "diffusion": diffusion,
-            "gradient_norm": norm, "rate": report.rate, "skipped_steps": round(skipped * self.count),
+            "event": "train", "step": report.step, "loss": nats, "bpd": bpd, "recon": recon, "prior": prior,
+            "diffusion": diffusion, "gradient_norm": norm, "rate": report.rate,
+            "skipped_steps": round(skipped * self.count),
             "images_per_second": self.images / (time.monotonic() - self.since),
         }  # fmt: skip
         self.write(row)
         self._reset()
-        return {"bits/dim": f"{bpd:.3f}", "diffusion": f"{diffusion:.3f}", "lr": f"{report.rate:.2f}×"}
+        return {"loss": f"{nats:.1f} nats", "bits/dim": f"{bpd:.3f}", "lr": f"{report.rate:.2f}×"}
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one line; a figure that is not finite becomes null, which JSON has."""
@@ -201,6 +208,7 @@ def _commit(out: Path, state: TrainState) -> None:
 def _finish(out: Path, state: TrainState, data: Dataset, log: MetricsLog, progress: bool) -> Evaluation:
     evaluation = _evaluate(state, data, log, draws=64, progress=progress)
     model: Any = state.ema.module
+    model.save(out / "model", record={"train": to_dict(state.config), "evaluation": evaluation.row()})
     grid(sample(model, 64, progress=progress)).save(out / "samples.png")
     return evaluation
 

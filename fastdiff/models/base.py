@@ -54,9 +54,16 @@ class Model(nn.Module):
         versions = {"torch": torch.__version__, "python": platform.python_version()}
         return {"model": self.kind, "config": to_dict(self.config), "versions": versions}
 
-    def save(self, path: str | Path) -> Path:
-        """Write a checkpoint folder (config.json, model.safetensors, manifest.json) atomically; see `fastdiff.load`."""
-        return write_folder(path, {"config.json": self.description(), "model.safetensors": self.state_dict()})
+    def save(self, path: str | Path, record: dict[str, Any] | None = None) -> Path:
+        """Write a checkpoint folder (config.json, model.safetensors, manifest.json) atomically; see `fastdiff.load`.
+
+        ``record`` goes into config.json as it is: where the weights come from, in plain JSON types.
+
+        Raises:
+            CheckpointError: the path exists and is no checkpoint, or the disk refuses the files.
+        """
+        description = self.description() | ({"record": record} if record is not None else {})
+        return write_folder(path, {"config.json": description, "model.safetensors": self.state_dict()})
 
     def check_images(self, where: str, x: Tensor) -> None:
         """Check a batch of data: uint8 [B, C, H, W] of this model's shape, values below ``levels``.

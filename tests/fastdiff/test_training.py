@@ -207,6 +207,11 @@ class TestRuns:
         assert (tmp_path / "samples.png").stat().st_size > 500
         assert outcome.evaluation is not None
         assert load(tmp_path).config == tiny().config
+        record = json.loads((tmp_path / "model" / "config.json").read_text())["record"]
+        assert record["train"]["steps"] == 12
+        assert record["evaluation"]["bpd"] == outcome.evaluation.mean
+        for name, value in load(tmp_path).state_dict().items():
+            assert torch.equal(load(tmp_path / "model").state_dict()[name], value), name
 
     def test_interrupted_and_resumed_equals_uninterrupted(self, tmp_path, monkeypatch):
         data = part(digits(), 40)

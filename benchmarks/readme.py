@@ -1,0 +1,78 @@
+"""Write the tables of README.md from committed files: the embedded model's bound, and benchmark results.
+
+    python benchmarks/readme.py            rewrite README.md
+    python benchmarks/readme.py --check    only say whether it is up to date (exit code 1 if not)
+
+Sources: docs/bound.jsonl (`fastdiff evaluate digits --steps 1,10,100,1000,inf --draws 256 --json`) and every
+benchmarks/results/*.json (`pytest benchmarks/ --benchmark-only --results PATH`).
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def bound_table() -> str:
+    """Bits per dimension and its terms against the number of steps."""
+    lines = ["| T | bits/dim | ± s.e. | recon | prior | diffusion |", "|---:|---:|---:|---:|---:|---:|"]
+    for row in map(json.loads, (ROOT / "docs/bound.jsonl").read_text().splitlines()):
+        steps = "∞" if row["steps"] is None else row["steps"]
+        figures = [f"{row[name]:.{digits}f}" for name, digits in
+                   (("bpd", 3), ("se", 3), ("recon", 4), ("prior", 4), ("diffusion", 3))]  # fmt: skip
+        lines.append(f"| {steps} | " + " | ".join(figures) + " |")
+    return "\n".join(lines)
+
+
+def benchmark_tables() -> str:
+    """One table per machine: operation by operation, the time of fastdiff and of each alternative."""
+    parts = []
+    for path in sorted((ROOT / "benchmarks/results").glob("*.json")):
+        content = json.loads(path.read_text())
+        machine = content["machine"]
+        where = machine.get("gpu", machine["cpu"])
+        parts.append(f"{where}, torch {machine['torch']}, from `{path.relative_to(ROOT)}`:\n")
+        parts.append("| operation | case | dtype | shape | fastdiff | against | ratio (20–80 %) | of copy |")
+        parts.append("|---|---|---|---|---:|---|---:|---:|")
+        parts += [benchmark_row(row) for row in content["rows"]]
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
+def benchmark_row(row: dict[str, Any]) -> str:
+    """One line of the table of a machine."""
+    low, middle, high = row["ratio"]
+    shape = "×".join(map(str, row["shape"]))
+    copy = "" if row["share_of_copy"] is None else f"{row['share_of_copy']:.0%}"
+    case = ", ".join(filter(None, [row["case"], "host time" if row["timing"] == "host" else ""]))
+    time = f"{1e6 * row['fastdiff'][1]:,.0f} µs"
+    ratio = f"{middle:.2f} ({low:.2f}–{high:.2f})"
+    return f"| {row['operation']} | {case} | {row['dtype']} | {shape} | {time} | {row['against']} | {ratio} | {copy} |"
+
+
+def rendered(text: str) -> str:
+    """README.md with its tables replaced."""
+    for name, table in (("bound", bound_table()), ("benchmarks", benchmark_tables())):
+        block = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
+        text, count = block.subn(f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text)
+        if count != 1:
+            raise ValueError(f"README.md holds {count} places for the table {name!r}; allowed: one")
+    return text
+
+
+def main() -> int:
+    """Rewrite README.md, or check it."""
+    path = ROOT / "README.md"
+    before = path.read_text()
+    after = rendered(before)
+    if "--check" in sys.argv[1:]:
+        return int(before != after)
+    path.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
