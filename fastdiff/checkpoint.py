@@ -25,7 +25,8 @@ def embedded_names() -> list[str]:
 def load(path_or_name: str | Path) -> Model:
     """Load a model in eval mode: a checkpoint folder, the folder of a training run, or the name of an embedded model.
 
-    A run's folder stands for its last checkpoint; a training checkpoint gives the averaged weights.
+    A run's folder stands for its last checkpoint; a training checkpoint gives the averaged weights. The name of an
+    embedded model comes before a folder of the same name: write ``./digits`` for the folder.
 
     Raises:
         CheckpointError: no such folder or name; a file that is missing, damaged or unreadable; tensors that do not fit
@@ -97,6 +98,7 @@ def _resolve(path_or_name: str | Path) -> Path:
     if name in embedded_names():
         return Path(str(files("fastdiff.assets").joinpath(name)))
     path = Path(name)
+    storage.recover(path)
     if not path.is_dir():
         names = ", ".join(embedded_names())
         raise CheckpointError(f"no model {name!r}; allowed: a checkpoint folder, a run's folder, or one of: {names}")

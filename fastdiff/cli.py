@@ -9,21 +9,24 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from PIL import Image
 
 from . import __version__, runs
 from .checkpoint import embedded_names, load
 from .config import ConfigError
-from .datasets import DataError, load_dataset
+from .datasets import DataError, check_fit, load_dataset
 from .evaluation import evaluate, format_table
-from .kernels import backend
+from .kernels import BackendError, backend
 from .plots import grid
 from .presets import PRESETS, preset
 from .sample import SamplingError, sample
 from .storage import CheckpointError
 from .training import TrainingError
 
-USER_ERRORS = (CheckpointError, ConfigError, DataError, OSError, SamplingError, TrainingError, TypeError, ValueError,
-               runs.RunError)  # fmt: skip
+USER_ERRORS = (
+    BackendError, CheckpointError, ConfigError, DataError, OSError, SamplingError, TrainingError, TypeError, ValueError,
+    runs.RunError,
+)  # fmt: skip
 Name = tyro.conf.Positional
 
 
@@ -54,6 +57,7 @@ class Sample:
         """Sample, and write the picture."""
         if self.n < 1:
             raise ValueError(f"sample: n is {self.n}; allowed: an integer >= 1 for a picture")
+        check_picture(self.out)
         images = sample(
             self.model, self.n, steps=self.steps, sampler=self.sampler, seed=self.seed, batch_size=self.batch_size,
             labels=self.label, guidance=self.guidance, progress=True, device=default_device(),
@@ -97,7 +101,7 @@ class Train:
         if self.resume:
             state = runs.resume(out, wanted, device)
             data = load_dataset(state.config.data)
-            runs.check_fit(state.model, data)
+            check_fit(state.model, data)
         else:
             config = replace(chosen.train, **wanted)
             data = load_dataset(config.data)
@@ -141,6 +145,7 @@ class Evaluate:
         wanted = [parse_steps(part) for part in self.steps.split(",")]
         model = load(self.model).to(default_device())
         data = load_dataset(self.data)
+        check_fit(model, data)
         labels = data.test_labels if self.conditional else None
         if self.conditional and labels is None:
             raise ValueError(f"evaluate: data set {data.name} has no labels; allowed: --conditional with labelled data")
@@ -174,6 +179,18 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
+
+
+def check_picture(path: Path) -> None:
+    """Check that a picture can be written to a path, before the work that makes it.
+
+    Raises:
+        ValueError: no such folder, or an ending that is no picture format.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: no folder {path.parent}; allowed: a path in an existing folder")
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"{path}: unknown ending {path.suffix!r}; allowed: .png and other picture formats")
 
 
 def parse_steps(text: str) -> int | None:

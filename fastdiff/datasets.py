@@ -1,5 +1,7 @@
 """Data sets in memory, as uint8 levels: the embedded digits, and ``.npz`` files."""
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -7,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from .models import Model
 
 DIGITS_LEVELS = 17
 
@@ -67,13 +71,16 @@ def load_npz(path: str | Path) -> Dataset:
         DataError: a file that is missing or no ``.npz``, a missing key, another dtype or rank, values out of range.
     """
     try:
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
-    except (OSError, ValueError) as error:
+        with Path(path).open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(f"{path} holds a single array; allowed: an .npz archive of named arrays")
+            arrays = {name: archive[name] for name in archive.files}
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as .npz: {error}") from error
-    levels = int(arrays.pop("levels", 256))
-    if not 2 <= levels <= 256:
-        raise DataError(f"{path}: levels is {levels}; allowed: 2 to 256")
+    levels = _levels(path, arrays.pop("levels", np.array(256)))
     parts = {}
     for split in ("train", "test"):
         parts[f"{split}_images"] = _images(path, f"{split}_images", arrays, levels)
@@ -85,6 +92,26 @@ def load_npz(path: str | Path) -> Dataset:
         raise DataError(f"{path}: labels for one of the two parts; allowed: both or neither")
     classes = 1 + max(int(part.max()) for part in labels) if labels else 0
     return Dataset(Path(path).stem, levels, classes, **parts)
+
+
+def check_fit(model: Model, data: Dataset) -> None:
+    """Check that a data set is of the shape and levels of a model, and labelled with its classes or not at all.
+
+    Raises:
+        DataError: saying what was given and what is allowed.
+    """
+    labels_fit = not model.classes or data.classes in (0, model.classes)
+    if data.shape != model.shape or data.levels != model.levels or not labels_fit:
+        raise DataError(
+            f"data set {data.name}: shape {data.shape}, {data.levels} levels, {data.classes} classes; "
+            f"allowed: {model.shape}, {model.levels} levels, {model.classes} classes or no labels"
+        )
+
+
+def _levels(path: str | Path, levels: np.ndarray) -> int:
+    if levels.dtype.kind not in "iu" or levels.ndim != 0 or not 2 <= int(levels) <= 256:
+        raise DataError(f"{path}: levels is {levels.tolist()}; allowed: one integer, 2 to 256")
+    return int(levels)
 
 
 def _images(path: str | Path, key: str, arrays: dict[str, np.ndarray], levels: int) -> Tensor:

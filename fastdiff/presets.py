@@ -16,7 +16,7 @@ class Preset:
 
 
 def _vdm_digits() -> Model:
-    network = UNetConfig(widths=(32, 48), blocks=2, dropout=0.15)
+    network = UNetConfig(widths=(32, 48), blocks=2, dropout=0.3)
     return VDM(
         VDMConfig(
             shape=(1, 8, 8),
@@ -34,7 +34,8 @@ def _vdm_digits() -> Model:
 
 PRESETS: dict[str, Preset] = {
     "digits": Preset(
-        _vdm_digits, TrainConfig("digits", steps=20_000, learning_rate=3e-3, shift=0.5, label_dropout=0.6)
+        _vdm_digits,
+        TrainConfig("digits", steps=20_000, learning_rate=3e-3, weight_decay=0.05, shift=0.5, label_dropout=0.6),
     ),
 }
 

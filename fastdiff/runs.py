@@ -8,6 +8,7 @@ RUN/samples.png        at the end: pictures from them
 
 import json
 import math
+import os
 import shutil
 import signal
 import time
@@ -24,12 +25,12 @@ from tqdm import tqdm
 from . import storage
 from .checkpoint import PREFIX, checkpoint_path, last_checkpoint, load_training, save_training
 from .config import to_dict
-from .datasets import DataError, Dataset
+from .datasets import Dataset, check_fit
 from .evaluation import Evaluation, evaluate
 from .models import Model
 from .plots import grid
 from .sample import sample
-from .training import Report, TrainConfig, TrainState, train
+from .training import Report, TrainConfig, TrainingError, TrainState, train
 
 LOG_EVERY = 50
 
@@ -62,30 +63,17 @@ def start(
         RunError: the folder holds a run already, or cannot be written.
         DataError: data that does not fit the model.
     """
-    if last_checkpoint(out) is not None or (out / "metrics.jsonl").exists():
+    if last_checkpoint(out) is not None:
         raise RunError(f"{out} holds a run already; allowed: another --out, or --resume to go on with it")
     torch.manual_seed(config.seed)
     model = build().to(device)
     check_fit(model, data)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "metrics.jsonl").touch()
+        (out / "metrics.jsonl").write_text("")  # of a run that ended before its first checkpoint nothing can be kept
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error}") from error
     return TrainState(model, config)
-
-
-def check_fit(model: Model, data: Dataset) -> None:
-    """Check that a data set is of the shape and levels of a model, and has its classes.
-
-    Raises:
-        DataError: saying what was given and what is allowed.
-    """
-    if data.shape != model.shape or data.levels != model.levels or data.classes < model.classes:
-        raise DataError(
-            f"data set {data.name}: shape {data.shape}, {data.levels} levels, {data.classes} classes; "
-            f"allowed: {model.shape}, {model.levels} levels, {model.classes} classes"
-        )
 
 
 def resume(out: Path, wanted: dict[str, Any], device: torch.device | str = "cpu") -> TrainState:
@@ -135,18 +123,22 @@ def run(
     with _signals() as caught, tqdm(
         total=config.steps, initial=state.step, unit="step", desc=f"training {data.name}", disable=not progress
     ) as bar:  # fmt: skip
-        for report in train(state, data):
-            bar.update()
-            log.add(report, config.batch_size)
-            if report.step % LOG_EVERY == 0:
-                bar.set_postfix(log.flush(report))
-            last = report.step == config.steps
-            if report.step % evaluate_every == 0 and not last:
-                evaluation = _evaluate(state, data, log, draws=2)
-            if report.step % save_every == 0 or last or caught:
-                _commit(out, state)
-            if caught:
-                return Outcome(state.step, caught[0], evaluation)
+        try:
+            for report in train(state, data):
+                bar.update()
+                log.add(report, config.batch_size)
+                if report.step % LOG_EVERY == 0:
+                    bar.set_postfix(log.flush(report))
+                last = report.step == config.steps
+                if report.step % evaluate_every == 0 and not last:
+                    evaluation = _evaluate(state, data, log, draws=2)
+                if report.step % save_every == 0 or last or caught:
+                    _commit(out, state)
+                if caught:
+                    return Outcome(state.step, caught[0], evaluation)
+        except TrainingError:
+            _commit(out, state)  # the weights are those before the steps that were skipped
+            raise
     return Outcome(state.step, None, _finish(out, state, data, log, progress))
 
 
@@ -223,7 +215,9 @@ def _truncate_metrics(path: Path, step: int) -> None:
             continue
         if row.get("step", 0) <= step:
             kept.append(line)
-    path.write_text("".join(line + "\n" for line in kept))
+    whole = path.with_suffix(".tmp")
+    whole.write_text("".join(line + "\n" for line in kept))
+    os.replace(whole, path)
 
 
 @contextmanager

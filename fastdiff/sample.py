@@ -4,6 +4,7 @@ Image i of a request is a function of (seed, i): its initial latent and its step
 batch size, and images are equal up to the rounding of the network, which may differ between batch sizes.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def sample(
         guidance: classifier-free guidance weight, with labels: 1 is the conditional model, more is more typical.
         output: ``"uint8"`` scaled to 0..255, ``"levels"`` raw integer levels, ``"float"`` float32 in [-1, 1], each a
             tensor [n, C, H, W] on the CPU; ``"pil"`` a list of Pillow images.
-        device: where to run; by default where the model is.
+        device: where to run; a model that was given is moved there and stays. By default where the model is.
         progress: whether to show a progress bar on stderr.
 
     Raises:
@@ -60,6 +61,7 @@ def sample(
         SamplingError: a result that is not finite.
     """
     _check(n, steps, sampler, batch_size, output)
+    Noise(seed)  # checks it
     model = model if isinstance(model, nn.Module) else load(model)
     if not isinstance(model, DiffusionModel):
         raise TypeError(f"sample: model is a {type(model).__name__}; allowed: a diffusion model")
@@ -71,7 +73,8 @@ def sample(
     images, training = [], model.training
     model.eval()
     try:
-        with tqdm(total=n * steps, unit="step", desc=f"sampling {n}", disable=not progress, unit_scale=True) as bar:
+        calls = -(-n // batch_size) * steps
+        with tqdm(total=calls, unit="step", desc=f"sampling {n} images", disable=not progress) as bar:
             for first in range(0, n, batch_size):
                 part = slice(first, min(first + batch_size, n))
                 chosen = None if label_tensor is None else label_tensor[part].to(model.device)
@@ -121,7 +124,7 @@ def sample_latents(
             eps_hat_uncond=uncond, guidance=guidance, keep_x_hat=multistep,
         )  # fmt: skip
         if bar is not None:
-            bar.update(count)
+            bar.update()
     if not torch.isfinite(z).all():
         raise SamplingError(f"a sample is not finite after {len(rows)} steps; the weights or the schedule are unsound")
     return z
@@ -146,7 +149,13 @@ def _labels(model: DiffusionModel, labels: Any, n: int, guidance: float | None) 
         return None
     if not model.classes:
         raise ValueError("sample: labels were given, but the model is unconditional; allowed: None")
-    tensor = torch.as_tensor(labels)
+    if not math.isfinite(1.0 if guidance is None else guidance):
+        raise ValueError(f"sample: guidance is {guidance}; allowed: a finite number, or None")
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"sample: labels are {labels!r}; allowed: one integer, or n = {n} of them") from error
+    tensor = tensor.long() if not tensor.numel() else tensor
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise TypeError(f"sample: labels have dtype {tensor.dtype}; allowed: integers")
     if tensor.dim() not in (0, 1) or (tensor.dim() == 1 and len(tensor) != n):

@@ -21,8 +21,8 @@ class Schedule(nn.Module):
 
     def endpoints(self) -> tuple[Tensor, Tensor]:
         """Return gamma(0) and gamma(1), differentiable scalars in float32."""
-        parameter = next(iter([*self.parameters(), *self.buffers()]))
-        ends = self(torch.tensor([0.0, 1.0], device=parameter.device))
+        tensor = next(iter([*self.parameters(), *self.buffers()]), torch.empty(0))
+        ends = self(torch.arange(2.0, device=tensor.device))  # made on the device: no copy that a graph cannot capture
         return ends[0], ends[1]
 
 
@@ -53,6 +53,10 @@ class LinearSchedule(Schedule):
     def forward(self, t: Tensor) -> Tensor:
         return self.gamma_0 + (self.gamma_1 - self.gamma_0) * t
 
+    def endpoints(self) -> tuple[Tensor, Tensor]:
+        """Return gamma_0 and gamma_1, float32 scalars."""
+        return self.gamma_0, self.gamma_1
+
     def slope(self, t: Tensor) -> Tensor:
         return (self.gamma_1 - self.gamma_0) * torch.ones_like(t)
 
@@ -64,14 +68,18 @@ def check_increasing(where: str, gamma: Tensor) -> None:
         ScheduleError: with the first entry that is not.
     """
     values = gamma.detach().double().cpu()
-    for index, value in enumerate(values.tolist()):
-        if not torch.isfinite(values[index]):
-            raise ScheduleError(f"{where}: gamma is {value} at entry {index}; allowed: finite values")
-        if index and values[index] <= values[index - 1]:
-            raise ScheduleError(
-                f"{where}: gamma goes from {values[index - 1]:.6g} to {value:.6g} at entry {index}; "
-                "allowed: values that increase with t"
-            )
+    finite = torch.isfinite(values)
+    if not finite.all():
+        index = int((~finite).nonzero()[0])
+        raise ScheduleError(f"{where}: gamma is {float(values[index])} at entry {index}; allowed: finite values")
+    rising = torch.diff(values) > 0
+    if not rising.all():
+        index = int((~rising).nonzero()[0])
+        low, high = float(values[index]), float(values[index + 1])
+        raise ScheduleError(
+            f"{where}: gamma goes from {low:.6g} to {high:.6g} at entry {index + 1}; "
+            "allowed: values that increase with t"
+        )
 
 
 @torch.no_grad()

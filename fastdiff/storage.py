@@ -30,19 +30,23 @@ class CheckpointError(RuntimeError):
 def write_folder(path: str | Path, files: Mapping[str, Mapping[str, Tensor] | dict[str, Any]]) -> Path:
     """Write a folder atomically: ``*.json`` entries from plain JSON types, ``*.safetensors`` entries from tensors.
 
-    A checkpoint that stood at ``path`` is replaced; a crash at any moment leaves the old one or the new one.
+    A checkpoint that stood at ``path`` is replaced; a crash at any moment leaves the old one or the new one, for
+    `recover`, which every reader and writer calls first.
 
     Raises:
         CheckpointError: ``path`` exists and is no checkpoint folder, or the disk refuses the files.
     """
     path = Path(path)
+    recover(path)
     if path.exists() and not (path / MANIFEST).is_file():
         raise CheckpointError(
             f"{path} exists and is no checkpoint folder; allowed: a new path, or a checkpoint to replace"
         )
-    payload = {name: _encode(content) for name, content in files.items()}
+    payload = {name: _encode(name, content) for name, content in files.items()}
     manifest = {name: {"bytes": len(data), "crc32": zlib.crc32(data)} for name, data in payload.items()}
-    payload[MANIFEST] = _encode({"format": FORMAT, "files": manifest})  # last: a folder without it is incomplete
+    payload[MANIFEST] = _encode(
+        MANIFEST, {"format": FORMAT, "files": manifest}
+    )  # last: a folder without it is incomplete
     staging = path.parent / f".tmp-{path.name}-{secrets.token_hex(4)}"
     try:
         staging.mkdir(parents=True)
@@ -65,6 +69,7 @@ def read_folder(path: str | Path) -> dict[str, Any]:
         CheckpointError: a file that is missing, truncated, altered or unreadable, by name.
     """
     path = Path(path)
+    recover(path)
     if not path.is_dir():
         raise CheckpointError(f"{path} is no folder; allowed: a checkpoint folder, which holds {MANIFEST}")
     if not (path / MANIFEST).is_file():
@@ -76,6 +81,9 @@ def read_folder(path: str | Path) -> dict[str, Any]:
         or not isinstance(manifest.get("files"), dict)
     ):
         raise CheckpointError(f"{path / MANIFEST}: not a manifest of format {FORMAT}")
+    strange = [name for name in manifest["files"] if Path(name).name != name]
+    if strange:
+        raise CheckpointError(f"{path / MANIFEST} lists {strange[0]!r}; allowed: files of this folder")
     return {name: _read_checked(path / name, entry) for name, entry in manifest["files"].items()}
 
 
@@ -107,8 +115,8 @@ def check_state(where: str, given: Mapping[str, Tensor], expected: Mapping[str, 
         raise CheckpointError(f"{where}: " + "; ".join(problems))
 
 
-def _encode(content: Mapping[str, Any]) -> bytes:
-    if content and all(isinstance(value, Tensor) for value in content.values()):
+def _encode(name: str, content: Mapping[str, Any]) -> bytes:
+    if name.endswith(".safetensors"):
         # clone: tensors that share memory are refused by the format, and strides are not part of it
         contiguous = {
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in content.items()
@@ -125,7 +133,7 @@ def _parse(path: Path, data: bytes) -> Any:
 
 
 def _read_checked(path: Path, entry: Any) -> Any:
-    if path.name in ("", "..") or path.parent.joinpath(path.name) != path or not path.is_file():
+    if not path.is_file():
         raise CheckpointError(f"{path} is missing; allowed: every file that {MANIFEST} lists")
     data = path.read_bytes()
     if not isinstance(entry, dict) or len(data) != entry.get("bytes"):
@@ -152,17 +160,28 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def recover(path: Path) -> None:
+    """Finish what a death in the middle of a replacement left: put the old folder back where nothing stands."""
+    old = _aside(path)
+    if old.is_dir() and not path.exists():
+        os.rename(old, path)
+
+
+def _aside(path: Path) -> Path:
+    return path.parent / f".old-{path.name}"
+
+
 def _swap(staging: Path, path: Path) -> None:
-    """Rename ``staging`` to ``path``; what stood there is moved aside first and deleted last."""
-    old = path.parent / f".tmp-{path.name}-{secrets.token_hex(4)}"
+    """Rename ``staging`` to ``path``; what stood there is moved aside first, under a name that `recover` knows."""
+    old = _aside(path)
+    shutil.rmtree(old, ignore_errors=True)
     replaced = path.exists()
     if replaced:
         os.rename(path, old)
     try:
         os.rename(staging, path)
     except OSError:
-        if replaced:
-            os.rename(old, path)
+        recover(path)
         raise
     _sync_directory(path.parent)
     if replaced:

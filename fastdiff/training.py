@@ -1,12 +1,14 @@
 """Training as a generator: one optimiser step per item, everything a pure function of (seed, step).
 
-The data order, the times, the noise and the seed of dropout derive from the seed and the step alone, so that a run
-resumed from a checkpoint goes on to the same weights, bit for bit, as one that was never interrupted.
+The data order, the times, the noise and the seed of dropout derive from the seed and the step alone, so that on a CPU,
+with the same data and number of threads, a run resumed from a checkpoint goes on to the same weights, bit for bit, as
+one that was never interrupted. (On a GPU the order of some sums in PyTorch's own backward passes is not fixed.)
 """
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -63,6 +65,11 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "warm_up", "seed"):
+            if type(getattr(self, name)) is not int:
+                raise ConfigError(f"TrainConfig: {name} is {getattr(self, name)!r}; allowed: an integer")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"TrainConfig: seed is {self.seed}; allowed: 0 <= seed < 2**64")
         for name in ("steps", "batch_size", "learning_rate", "schedule_learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"TrainConfig: {name} is {getattr(self, name)}; allowed: a number > 0")
@@ -111,7 +118,7 @@ class TrainState:
         moments = {
             f"{name}.{key}": value
             for name, parameter in self.model.named_parameters()
-            for key, value in self.optimizer.state[parameter].items()
+            for key, value in (self.optimizer.state[parameter] or _no_moments(parameter)).items()
         }
         return {"model": self.model.state_dict(), "ema": self.ema.module.state_dict(), "optimizer": moments}
 
@@ -130,6 +137,12 @@ class TrainState:
                 for key, value in entries.items()
             }
         self.step = step
+
+
+def _no_moments(parameter: Tensor) -> dict[str, Tensor]:
+    """AdamW's state of a parameter that has not had a gradient yet."""
+    zeros = torch.zeros_like(parameter)
+    return {"step": torch.zeros((), device=parameter.device), "exp_avg": zeros, "exp_avg_sq": zeros}
 
 
 def train(state: TrainState, data: Dataset) -> Iterator[Report]:
@@ -177,12 +190,15 @@ def batch_indices(seed: int, step: int, batch_size: int, count: int) -> Tensor:
 
     Every epoch is one permutation, a function of the seed and the epoch, so that each image comes once per epoch.
     """
-    position = torch.arange(step * batch_size, (step + 1) * batch_size)
-    orders = {
-        epoch: Noise(seed, step=epoch, stream=Stream.ORDER).uniform((1, count)).squeeze(0).argsort(stable=True)
-        for epoch in range(step * batch_size // count, ((step + 1) * batch_size - 1) // count + 1)
-    }
-    return torch.stack([orders[int(p) // count][int(p) % count] for p in position])
+    first, last = step * batch_size, (step + 1) * batch_size
+    epochs = range(first // count, (last - 1) // count + 1)
+    shuffled = torch.cat([_epoch_order(seed, epoch, count) for epoch in epochs])
+    return shuffled[first - epochs[0] * count :][:batch_size]
+
+
+@lru_cache(maxsize=8)
+def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
+    return Noise(seed, step=epoch, stream=Stream.ORDER).uniform((1, count)).squeeze(0).argsort(stable=True)
 
 
 def drop_labels(labels: Tensor, no_label: int, probability: float, noise: Noise) -> Tensor:

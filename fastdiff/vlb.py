@@ -34,11 +34,6 @@ class Vlb:
         return Vlb(self.recon * bits, self.prior * bits, self.diffusion * bits)
 
 
-def centre(x: Tensor, levels: int) -> Tensor:
-    """Bin centres of integer levels: x in 0 .. levels - 1 to (2x + 1) / levels - 1 in (-1, 1), float32."""
-    return (2.0 * x.float() + 1.0) / levels - 1.0
-
-
 def prior_nats(x: Tensor, gamma_1: Tensor) -> Tensor:
     """KL(q(z_1 | x) || N(0, 1)) = ½ Σ [alpha_1² (x² - 1) + softplus(-gamma_1)], [B], for centred x [B, ...].
 
@@ -57,7 +52,7 @@ def stratified_times(noise: Noise, batch: int, total: int | None = None) -> Tens
     first = noise.key[2]
     u_0 = noise.at(first_sample=0, stream=Stream.TIMES).uniform((1, 1)).double().squeeze()
     index = first + torch.arange(batch, device=noise.key.device)
-    return (u_0 + index / (total or max(batch, 1))).remainder(1.0)
+    return (u_0 + index.double() / (total or max(batch, 1))).remainder(1.0)
 
 
 def finite_times(u: Tensor, steps: int) -> tuple[Tensor, Tensor]:

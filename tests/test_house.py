@@ -114,7 +114,9 @@ def test_wheel_and_sdist_hold_the_two_packages(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert top == {"fastdiff", "fastdiff_kernels"}
-    assert {"fastdiff/assets/digits.npz", "fastdiff/assets/ATTRIBUTION.md", "fastdiff_kernels/noise.py"} <= set(names)
+    model = {f"fastdiff/assets/digits/{name}" for name in ("config.json", "manifest.json", "model.safetensors")}
+    needed = {"fastdiff/assets/digits.npz", "fastdiff/assets/ATTRIBUTION.md", "fastdiff_kernels/noise.py"}
+    assert needed | model <= set(names)
     with tarfile.open(sdist) as archive:
         packed = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"kernels/fastdiff_kernels/noise.py", "fastdiff/assets/digits.npz", "tests/test_house.py"} <= packed

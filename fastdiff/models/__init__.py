@@ -16,7 +16,7 @@ def build(kind: Any, config: Any, where: str) -> Model:
     Raises:
         ConfigError: an unknown kind, or a configuration that does not fit it; ``where`` names the source.
     """
-    if kind not in MODELS:
+    if not isinstance(kind, str) or kind not in MODELS:
         raise ConfigError(f"{where}: unknown model {kind!r}; allowed: {', '.join(MODELS)}")
     model, config_type = MODELS[kind]
     try:

@@ -34,6 +34,11 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1 or self.blocks < 1:
             raise ValueError(f"UNetConfig: widths {self.widths}, blocks {self.blocks}; allowed: positive numbers")
+        if self.embedding < 1 or self.max_groups < 1 or self.heads < 1 or self.widths[-1] % self.heads:
+            raise ValueError(
+                f"UNetConfig: embedding {self.embedding}, max_groups {self.max_groups}, heads {self.heads} over "
+                f"{self.widths[-1]} channels; allowed: positive numbers, heads that divide the last width"
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"UNetConfig: dropout is {self.dropout}; allowed: 0 <= dropout < 1")
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..kernels import Noise, Stream, decoder_nll, diffuse, eps_loss, fourier_features
+from ..kernels import Noise, Stream, centre, decoder_nll, diffuse, eps_loss, fourier_features
 from ..process import alpha, eps_from_x
 from ..schedules import LinearSchedule, check_increasing
-from ..vlb import Vlb, centre, finite_times, prior_nats, stratified_times
+from ..vlb import Vlb, finite_times, prior_nats, stratified_times
 from .base import DiffusionModel
 from .unet import UNet, UNetConfig
 
@@ -53,6 +53,8 @@ class VDMConfig:
                 "allowed: positive sizes, 2 to 256 levels, 0 or more classes"
             )
         check_increasing("VDMConfig(gamma_0, gamma_1)", torch.tensor([self.gamma_0, self.gamma_1]))
+        if self.fourier is not None and not 0 <= self.fourier[0] <= self.fourier[1] <= 30:
+            raise ValueError(f"VDMConfig: fourier is {self.fourier}; allowed: 0 <= n_min <= n_max <= 30, or None")
         if self.head not in HEADS:
             raise ValueError(f"VDMConfig: head is {self.head!r}; allowed: {', '.join(HEADS)}")
 
@@ -147,12 +149,13 @@ class VDM(DiffusionModel):
         return Vlb(recon, prior_nats(centred, gamma_1), diffusion)
 
     def _gamma_and_weight(self, u: Tensor, steps: int | None) -> tuple[Tensor, Tensor]:
+        """gamma_t and the weight of the squared error, float32 [B], computed in float64: at large T the difference
+        of two neighbouring gammas has no digits left in float32."""
         if steps is None:
-            t = u.float()
-            return self.gamma(t), 0.5 * self.gamma.slope(t)
-        s, t = (time.float() for time in finite_times(u, steps))
+            return self.gamma(u).float(), 0.5 * self.gamma.slope(u).float()
+        s, t = finite_times(u, steps)
         gamma_t = self.gamma(t)
-        return gamma_t, 0.5 * steps * torch.expm1(gamma_t - self.gamma(s))
+        return gamma_t.float(), (0.5 * steps * torch.expm1(gamma_t - self.gamma(s))).float()
 
     def decode(self, z_0: Tensor) -> Tensor:
         """Return the most likely x of p(x | z_0): the level nearest to z_0 / alpha_0, uint8 [B, C, H, W]."""

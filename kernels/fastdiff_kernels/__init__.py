@@ -1,14 +1,15 @@
 """The fused operations of fastdiff: Triton kernels with plain-PyTorch references. Imports torch and triton only."""
 
-from .decoder_nll import decoder_nll
+from .decoder_nll import centre, decoder_nll
 from .diffuse import diffuse
 from .eps_loss import eps_loss
 from .fourier import fourier_features
-from .launch import backend, use_backend
+from .launch import BackendError, backend, use_backend
 from .noise import Noise, Stream
 from .sampler_step import sampler_step
 
 __all__ = [
-    "Noise", "Stream", "backend", "decoder_nll", "diffuse", "eps_loss", "fourier_features", "sampler_step",
+    "BackendError", "Noise", "Stream", "backend",
+    "centre", "decoder_nll", "diffuse", "eps_loss", "fourier_features", "sampler_step",
     "use_backend",
 ]  # fmt: skip

@@ -5,7 +5,7 @@
 (Kingma et al. 2021, appendix B: a Gaussian evaluated at the bin centres and normalised over them.) VDM passes mean =
 z_0 / alpha_0 and logvar = gamma_0; a VAE its decoder's output. x uint8 [B, ...] in [0, levels); mean [B, ...] float32,
 bfloat16 or float16; logvar float32 [B] or like mean; result float32 [B] in nats; arithmetic in float32. The reference
-works on a cache-sized chunk of elements at a time; there is no Triton version yet.
+works on a chunk of elements at a time; there is no Triton version yet.
 
 With e = e^{-logvar} and expectations over the softmax, the gradients are e (E[x_k] - x) to mean and
 ½ e (E[(mean - x_k)²] - (mean - x)²) to logvar.
@@ -19,7 +19,7 @@ from torch import Tensor
 from .checks import check_data, check_like, check_vector
 from .launch import in_layout_of, per_sample, register
 
-CHUNK = 1 << 18  # floats of the [elements, levels] temporary
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 25}  # floats of the [elements, levels] temporary: a cache, or 128 MiB
 
 
 def decoder_nll(x: Tensor, mean: Tensor, logvar: Tensor, levels: int = 256) -> Tensor:
@@ -57,14 +57,19 @@ def decoder_nll(x: Tensor, mean: Tensor, logvar: Tensor, levels: int = 256) -> T
 
 def level_centres(levels: int, device: torch.device | str | None = None) -> Tensor:
     """x_k = (2k + 1) / levels - 1 for k = 0 .. levels - 1, float32 [levels]."""
-    return (2.0 * torch.arange(levels, device=device) + 1.0) / levels - 1.0
+    return centre(torch.arange(levels, device=device), levels)
+
+
+def centre(x: Tensor, levels: int) -> Tensor:
+    """Bin centres of integer levels: x in 0 .. levels - 1 to (2x + 1) / levels - 1 in (-1, 1), float32."""
+    return (2.0 * x.float() + 1.0) / levels - 1.0
 
 
 def _chunks(x: Tensor, mean: Tensor, logvar: Tensor, levels: int) -> Any:
     """Yield (slice, mean, x's centre, e^{-logvar}, logits [elements, levels]) over the flattened elements."""
     centres = level_centres(levels, x.device)
     flat_x, flat_mean, flat_logvar = x.reshape(-1), mean.reshape(-1), logvar.reshape(-1)
-    size = max(1, CHUNK // levels)
+    size = max(1, CHUNK.get(x.device.type, 1 << 18) // levels)
     for start in range(0, flat_x.numel(), size):
         part = slice(start, start + size)
         m, precision = flat_mean[part].float(), torch.exp(-flat_logvar[part].float())

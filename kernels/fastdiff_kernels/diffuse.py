@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_data, check_vector
-from .launch import constexpr, grid_of, in_layout_of, jit, per_sample, register, tl
+from .launch import constexpr, flat, grid_of, in_layout_of, jit, per_sample, register, tl
 from .noise import Noise, noise_argument, noise_block, normal_like
 
 
@@ -52,8 +52,8 @@ def gamma_gradient_reference(grad: Tensor, x: Tensor, gamma: Tensor, noise: Tens
     """Gradient to gamma, float32 [B]: sum of grad · (-alpha sigma² x + sigma alpha² eps) / 2."""
     alpha, sigma = alpha_sigma(gamma)
     grad = grad.float()
-    with_x = (grad * x).flatten(1).sum(1)
-    with_eps = (grad * normal_like(noise, x)).flatten(1).sum(1)
+    with_x = flat(grad * x).sum(1)
+    with_eps = flat(grad * normal_like(noise, x)).sum(1)
     return 0.5 * alpha * sigma * (alpha * with_eps - sigma * with_x)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_data, check_vector
-from .launch import constexpr, grid_of, in_layout_of, jit, per_sample, register, tl
+from .launch import constexpr, flat, grid_of, in_layout_of, jit, per_sample, register, tl
 from .noise import Noise, noise_argument, noise_block, normal_like
 
 
@@ -38,7 +38,7 @@ def eps_loss(eps_hat: Tensor, noise: Tensor | Noise, weight: Tensor) -> Tensor:
 
 def squared_error_reference(eps_hat: Tensor, noise: Tensor) -> Tensor:
     """Σ (eps - eps_hat)² per sample, float32 [B]."""
-    return (normal_like(noise, eps_hat) - eps_hat.float()).square_().flatten(1).sum(1)
+    return flat((normal_like(noise, eps_hat) - eps_hat.float()).square_()).sum(1)
 
 
 def error_gradient_reference(grad: Tensor, eps_hat: Tensor, noise: Tensor) -> Tensor:

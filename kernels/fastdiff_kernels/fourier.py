@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_data
-from .launch import BLOCK, constexpr, in_layout_of, jit, register, tl
+from .launch import BLOCK, constexpr, in_layout_of, jit, register, split, tl
 from .noise import sincos_turns
 
 
@@ -149,9 +149,7 @@ def channel_grid(z: Tensor, features: int) -> tuple[int, int, int, int]:
         raise ValueError(
             f"fourier_features: the features of a sample of shape {shape}; allowed: fewer than 2**31 elements"
         )
-    block = min(BLOCK, max(16, 1 << (n - 1).bit_length())) if n else 16
-    blocks = -(-n // block)
-    return rows * blocks, n, blocks, block
+    return split(rows, n)
 
 
 def fourier_triton(z: Tensor, n_min: int, n_max: int) -> Tensor:

@@ -54,7 +54,7 @@ def backend() -> str:
     the choice.
 
     Raises:
-        RuntimeError: ``FASTDIFF_BACKEND`` names no backend, or one that this process cannot run.
+        BackendError: ``FASTDIFF_BACKEND`` names no backend, or one that this process cannot run.
     """
     if _forced:
         return _forced[-1]
@@ -82,15 +82,19 @@ def _interpreting() -> bool:
     return triton is not None and bool(triton.knobs.runtime.interpret)
 
 
+class BackendError(RuntimeError):
+    """A backend that does not exist, or that this process cannot run."""
+
+
 def _check_backend(name: str, where: str) -> None:
     if name not in BACKENDS:
-        raise RuntimeError(f"{where}: unknown backend {name!r}; allowed: auto, {', '.join(BACKENDS)}")
+        raise BackendError(f"{where}: unknown backend {name!r}; allowed: auto, {', '.join(BACKENDS)}")
     if name == "interpreter" and not _interpreting():
-        raise RuntimeError(
+        raise BackendError(
             f"{where}: the interpreter needs triton and TRITON_INTERPRET=1, set before the first import of fastdiff"
         )
     if name == "triton" and (triton is None or _interpreting() or not torch.cuda.is_available()):
-        raise RuntimeError(
+        raise BackendError(
             f"{where}: backend 'triton' needs a GPU, the triton package and TRITON_INTERPRET unset; "
             f"here: cuda {torch.cuda.is_available()}, triton {triton is not None}, interpreting {_interpreting()}"
         )
@@ -152,9 +156,14 @@ def grid_of(x: Tensor) -> tuple[int, int, int, int]:
         raise ValueError(
             f"one sample of shape {tuple(x.shape[1:])} holds {n} elements; allowed: fewer than 2**31 - {BLOCK}"
         )
+    return split(x.shape[0], n)
+
+
+def split(rows: int, n: int) -> tuple[int, int, int, int]:
+    """Split rows of n elements into blocks of a power of two, 16 to `BLOCK`: ``(programs, n, blocks, block)``."""
     block = min(BLOCK, max(16, 1 << (n - 1).bit_length())) if n else 16
     blocks = -(-n // block)
-    return x.shape[0] * blocks, n, blocks, block
+    return rows * blocks, n, blocks, block
 
 
 def in_layout_of(result: Tensor, x: Tensor) -> Tensor:
@@ -163,6 +172,11 @@ def in_layout_of(result: Tensor, x: Tensor) -> Tensor:
         return result
     out = torch.empty_like(x, dtype=result.dtype)
     return result if result.stride() == out.stride() else out.copy_(result)
+
+
+def flat(x: Tensor) -> Tensor:
+    """View x [B, ...] as [B, n]; x [B] as [B, 1]."""
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
 
 
 def per_sample(value: Tensor, x: Tensor) -> Tensor:

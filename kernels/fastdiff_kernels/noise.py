@@ -87,7 +87,7 @@ class Noise:
         key = self.key.clone()
         for position, value in ((1, step), (2, first_sample), (3, stream)):
             if value is not None:
-                key[position] = value & MASK
+                key[position].fill_(value & MASK)  # an assignment would copy from the host on a GPU
         return Noise.from_key(key)
 
     def to(self, device: torch.device | str) -> "Noise":

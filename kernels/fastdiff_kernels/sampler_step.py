@@ -52,6 +52,8 @@ def sampler_step(
     """
     check_data("sampler_step", "z_t", z_t)
     check_vector("sampler_step", "row", row, 7, z_t, "z_t")
+    if row.requires_grad:
+        raise ValueError("sampler_step: row requires a gradient; allowed: a row without one (detach it)")
     others = {"eps_hat": eps_hat, "x_prev": x_prev, "offset": offset, "eps_hat_uncond": eps_hat_uncond}
     for name, value in others.items():
         if value is not None or name == "eps_hat":
@@ -130,7 +132,7 @@ def step_kernel(
         eps_hat = u + w * (eps_hat - u)
     x_hat = y * tl.load(row_ptr) - tl.load(row_ptr + 1) * eps_hat
     if CLIP:
-        x_hat = tl.minimum(tl.maximum(x_hat, -clip), clip)
+        x_hat = tl.clamp(x_hat, -clip, clip, propagate_nan=tl.PropagateNan.ALL)  # a NaN must not become a bound
     z_s = tl.load(row_ptr + 2) * y + tl.load(row_ptr + 3) * x_hat
     if PREV:
         x_prev = tl.load(x_prev_ptr + at, mask=i < n, other=0.0).to(tl.float32)

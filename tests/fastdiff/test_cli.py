@@ -41,7 +41,7 @@ def test_from_training_to_a_picture(tmp_path, capsys, monkeypatch):
     code, out, err = run(capsys, "sample", "run", "--n", "5", "--steps", "2", "--label", "3", "--out", "five.png")
     assert code == 0, err
     assert out == "wrote five.png (5 images)\n"
-    assert "sampling 5" in err
+    assert "sampling 5 images: 100%" in err
     assert np.asarray(Image.open("five.png")).shape == (3 * 68 + 4, 2 * 68 + 4)
 
     code, _, err = run(capsys, "train", "digits", "--out", "run")
@@ -64,7 +64,13 @@ def test_info(capsys):
         (["sample", "MODEL", "--sampler", "euler"], "unknown sampler 'euler'; allowed: ancestral"),
         (["sample", "MODEL", "--steps", "0"], "steps is 0; allowed"),
         (["sample", "MODEL", "--label", "1"], "the model is unconditional"),
-        (["sample", "MODEL", "--steps", "1", "--out", "no/such/folder.png"], "No such file or directory"),
+        (
+            ["sample", "MODEL", "--steps", "1", "--out", "no/such/folder.png"],
+            "no folder no/such; allowed: a path in an existing folder",
+        ),
+        (["sample", "MODEL", "--out", "x.pig"], "unknown ending '.pig'; allowed: .png"),
+        (["train", "digits", "--seed", "-1", "--out", "x"], "seed is -1; allowed: 0 <= seed"),
+        (["evaluate", "MODEL", "--data", "FOUR"], "4 levels, 0 classes; allowed: (1, 8, 8), 17 levels"),
         (["train", "cifar"], "unknown preset 'cifar'; allowed: digits"),
         (["train", "digits", "--steps", "0", "--out", "x"], "steps is 0; allowed: a number > 0"),
         (["train", "digits", "--resume", "--out", "x"], "x holds no checkpoint"),
@@ -74,10 +80,12 @@ def test_info(capsys):
         (["evaluate", "MODEL", "--data", "x.npz"], "x.npz cannot be read"),
     ],
 )
-def test_errors_are_one_line(tmp_path, capsys, monkeypatch, arguments, message):
+def test_errors_are_one_line(tmp_path, tmp_path_factory, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     small().save("MODEL")
-    code, out, err = run(capsys, *arguments)
+    four = tmp_path_factory.mktemp("data") / "four.npz"
+    np.savez(four, train_images=np.zeros((2, 8, 8), np.uint8), test_images=np.zeros((2, 8, 8), np.uint8), levels=4)
+    code, out, err = run(capsys, *(str(four) if argument == "FOUR" else argument for argument in arguments))
     assert code == 2
     assert out == ""
     (line,) = [line for line in err.splitlines() if line.startswith("fastdiff: error: ")]

@@ -1,10 +1,13 @@
 """Data sets: what is embedded, and what a file may hold."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from tiny import small
 
-from fastdiff.datasets import DataError, digits, load_dataset
+from fastdiff.datasets import DataError, check_fit, digits, load_dataset
 
 
 def test_the_embedded_digits():
@@ -43,7 +46,9 @@ GOOD = {"train_images": np.zeros((2, 3, 4, 4), np.uint8), "test_images": np.zero
         ({"test_images": np.zeros((0, 3, 4, 4), np.uint8)}, "N > 0"),
         ({"test_images": np.zeros((2, 3, 4, 5), np.uint8)}, "differ in shape"),
         ({"test_images": np.full((2, 3, 4, 4), 9, np.uint8), "levels": 9}, "holds the value 9; allowed: 0 .. 8"),
-        ({"levels": 300}, "levels is 300; allowed: 2 to 256"),
+        ({"levels": 300}, "levels is 300; allowed: one integer, 2 to 256"),
+        ({"levels": [1, 2]}, r"levels is \[1, 2\]; allowed: one integer"),
+        ({"levels": 17.9}, "levels is 17.9; allowed: one integer"),
         ({"train_labels": [0, 1]}, "both or neither"),
         ({"train_labels": [0, -1], "test_labels": [0, 1]}, "allowed: integers >= 0"),
         ({"train_labels": [0], "test_labels": [0, 1]}, r"shape \(2,\)"),
@@ -59,8 +64,26 @@ def test_wrong_npz(tmp_path, change, message):
 
 def test_files_that_are_no_data(tmp_path):
     (tmp_path / "text.npz").write_text("words")
-    for name, message in ((str(tmp_path / "text.npz"), "cannot be read"), ("missing.npz", "cannot be read")):
-        with pytest.raises(DataError, match=message):
-            load_dataset(name)
+    (tmp_path / "empty.npz").write_bytes(b"")
+    np.savez(tmp_path / "cut.npz", **GOOD)
+    whole = (tmp_path / "cut.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "bent.npz").write_bytes(whole[:200] + b"x" + whole[201:])
+    np.save(tmp_path / "array.npy", GOOD["train_images"])
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    for name in ("text", "empty", "cut", "bent", "array", "missing"):
+        with pytest.raises(DataError, match=r"cannot be read|a single array"):
+            load_dataset(str(tmp_path / f"{name}.npz"))
     with pytest.raises(DataError, match="unknown data set 'cifar'; allowed: digits"):
         load_dataset("cifar")
+
+
+def test_data_and_model_must_fit():
+    data = digits()
+    for model in (small(), small(classes=10)):
+        check_fit(model, data)
+    unlabelled = replace(data, classes=0, train_labels=None, test_labels=None)
+    check_fit(small(classes=10), unlabelled)
+    for model in (small(classes=9), small(classes=11), small(levels=16), small(shape=(1, 8, 16))):
+        with pytest.raises(DataError, match=r"data set digits: .* allowed"):
+            check_fit(model, data)

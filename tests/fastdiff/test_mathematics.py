@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdiff import process
-from fastdiff.kernels import Noise, decoder_nll
+from fastdiff.kernels import Noise, centre, decoder_nll
 from fastdiff.samplers import SAMPLERS, sampler_table
 from fastdiff.schedules import LinearSchedule, Schedule, ScheduleError, gamma_table
-from fastdiff.vlb import Vlb, centre, finite_times, prior_nats, stratified_times
+from fastdiff.vlb import Vlb, finite_times, prior_nats, stratified_times
 
 GAMMA = st.floats(-20.0, 20.0)
 
@@ -225,4 +225,7 @@ def test_times_do_not_depend_on_how_samples_are_batched():
     whole = stratified_times(Noise(4), 30, total=30)
     parts = [stratified_times(Noise(4, first_sample=first), 10, total=30) for first in (0, 10, 20)]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-12)
+    late = stratified_times(Noise(4, first_sample=20_000_000), 3, total=30_000_000)
+    assert late.dtype == torch.float64
+    torch.testing.assert_close(late.diff(), torch.full((2,), 1 / 30_000_000, dtype=torch.float64), rtol=1e-6, atol=0)
     assert not torch.allclose(stratified_times(Noise(4, step=1), 30), whole)

@@ -109,6 +109,7 @@ def test_outputs():
     assert np.array_equal(np.asarray(pictures[2]), bytes_[2, 0].numpy())
     assert sample(model, 0, steps=2).shape == (0, 1, 8, 8)
     assert sample(model, 0, steps=2, output="pil") == []
+    assert sample(small(classes=3), 0, steps=2, labels=[]).shape == (0, 1, 8, 8)
 
 
 def test_seeds_matter_and_repeat():
@@ -147,6 +148,8 @@ WRONG = {
     r"labels have shape \(3,\); allowed: one integer, or n = 2": {"labels": [0, 1, 2]},
     "labels have dtype torch.float32; allowed: integers": {"labels": 0.5},
     "guidance is 2.0 without labels": {"guidance": 2.0},
+    "guidance is nan; allowed: a finite number": {"labels": 0, "guidance": float("nan")},
+    "labels are 'seven'; allowed: one integer": {"labels": "seven"},
 }
 
 
@@ -177,15 +180,16 @@ def test_as_a_library_from_another_folder(tmp_path):
     code = (
         "import fastdiff\n"
         "images = fastdiff.sample('model', 3, steps=2, seed=1)\n"
-        "print(images.dtype, tuple(images.shape), int(images.sum()))\n"
+        "print(images.dtype, *images.shape, *images.flatten().tolist())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    here = sample(tmp_path / "model", 3, steps=2, seed=1)
-    kind, *rest = done.stdout.split(" ", 1)
+    kind, *numbers = done.stdout.split()
     assert kind == "torch.uint8"
-    assert rest[0].startswith("(3, 1, 8, 8)")
-    assert abs(int(done.stdout.split()[-1]) - int(here.sum())) < 100
+    assert [int(number) for number in numbers[:4]] == [3, 1, 8, 8]
+    here = sample(tmp_path / "model", 3, steps=2, seed=1).flatten()
+    there = torch.tensor([int(number) for number in numbers[4:]])
+    assert (there != here).float().mean() < 0.02  # the rounding of the network may move a pixel by a level
     assert sample_package_attribute is fastdiff.sample
 
 

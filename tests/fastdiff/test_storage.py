@@ -188,11 +188,41 @@ def test_killed_while_saving(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        if path.exists():
+        if os.listdir(tmp_path):  # else it was killed before the first was written
             content = read_folder(path)
             assert float(content["w.safetensors"]["3"][0]) == 3.0 + content["n.json"]["k"]
     storage.sweep(tmp_path)
-    assert set(os.listdir(tmp_path)) <= {"model"}
+    assert path.name in os.listdir(tmp_path)
+    assert set(os.listdir(tmp_path)) <= {"model", ".old-model"}
+
+
+def test_killed_between_the_two_renames(saved, monkeypatch):
+    """The worst moment of a replacement: the old folder is aside and the new one not yet in place."""
+    real = os.rename
+
+    def die(a, b):
+        if str(a).rpartition("/")[2].startswith(".tmp-"):
+            raise KeyboardInterrupt
+        real(a, b)
+
+    monkeypatch.setattr(os, "rename", die)
+    monkeypatch.setattr(storage, "recover", lambda path: None)  # nor does anybody tidy up
+    with pytest.raises(KeyboardInterrupt):
+        small(seed=3, classes=2).save(saved)
+    monkeypatch.undo()
+    assert not saved.exists()
+    expected = small(classes=2).state_dict()["network.conv_in.weight"]
+    assert torch.equal(fastdiff.load(saved).state_dict()["network.conv_in.weight"], expected)
+
+
+def test_a_manifest_cannot_reach_outside_its_folder(saved):
+    outside = saved.parent / "outside.json"
+    outside.write_text("{}")
+    manifest = json.loads((saved / storage.MANIFEST).read_text())
+    manifest["files"]["../outside.json"] = {"bytes": 2, "crc32": storage.zlib.crc32(b"{}")}
+    (saved / storage.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"lists '../outside.json'; allowed: files of this folder"):
+        fastdiff.load(saved)
 
 
 def test_embedded_models_are_listed_and_unknown_names_are_errors():

@@ -174,6 +174,8 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(monkeypatch):
     [
         ({"steps": 0}, "steps is 0; allowed: a number > 0"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"seed": 2**64}, "seed is 18446744073709551616; allowed: 0 <= seed"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; allowed: an integer"),
         ({"ema": 1.0}, "ema is 1.0; allowed: 0 <= ema < 1"),
         ({"shift": 1.5}, "shift 1.5"),
     ],
@@ -238,9 +240,33 @@ class TestRuns:
         assert steps == sorted(steps)
 
     def test_starting_over_a_run_is_refused(self, tmp_path):
-        self.start(tmp_path)
+        save_training(tmp_path / "step-00000003", stepped(3))
         with pytest.raises(runs.RunError, match="holds a run already; allowed: another --out, or --resume"):
             self.start(tmp_path)
+
+    def test_a_run_that_died_before_its_first_checkpoint_can_start_again(self, tmp_path):
+        self.start(tmp_path)
+        (tmp_path / "metrics.jsonl").write_text('{"step": 50}\n')
+        assert self.start(tmp_path).step == 0
+        assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+    def test_giving_up_leaves_a_checkpoint_that_can_be_resumed(self, tmp_path, monkeypatch):
+        """Not finite from the first step on: the optimiser has no state yet, and the weights are the initial ones."""
+        state = self.start(tmp_path)
+        before = {name: value.clone() for name, value in state.model.state_dict().items()}
+        real = state.model.vlb
+
+        def poisoned(*args, **kwargs):
+            vlb = real(*args, **kwargs)
+            return replace(vlb, diffusion=vlb.diffusion * math.nan)
+
+        monkeypatch.setattr(state.model, "vlb", poisoned)
+        with pytest.raises(TrainingError):
+            runs.run(tmp_path, state, part(digits(), 40), progress=False)
+        resumed = runs.resume(tmp_path, {})
+        assert resumed.step == 10
+        for name, value in before.items():
+            assert torch.equal(resumed.model.state_dict()[name], value), name
 
     def test_resuming_nothing_is_refused(self, tmp_path):
         with pytest.raises(runs.RunError, match="holds no checkpoint"):

@@ -25,7 +25,7 @@ from torch import Tensor
 BACKENDS = ("torch", "interpreter")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 UNIT = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
-SHAPES = ((1, 1, 1, 1), (3, 2, 5, 7), (2, 3, 19, 19), (2, 1, 1, 1031), (0, 3, 4, 4))
+SHAPES = ((3, 1), (1, 1, 1, 1), (3, 2, 5, 7), (2, 3, 19, 19), (2, 1, 1, 1031), (0, 3, 4, 4))
 ROW = (1.25, 0.75, 0.6, 0.3, -0.2, 0.4, 0.9)
 
 

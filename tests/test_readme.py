@@ -1,0 +1,57 @@
+"""What README.md says holds: its tables come from committed files, its code runs, its figures are the model's."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastdiff
+from fastdiff.checkpoint import embedded_names
+from fastdiff.datasets import digits
+from fastdiff.evaluation import evaluate
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_tables_are_those_of_the_committed_files():
+    """`python benchmarks/readme.py` writes them."""
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks/readme.py"), "--check"], check=False)
+    assert done.returncode == 0, "README.md is not what `python benchmarks/readme.py` writes"
+
+
+def test_the_first_example_runs(tmp_path):
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "fastdiff.sample" in block)
+    code = code.replace("steps=250", "steps=2").replace("guidance=2.0", "steps=2, guidance=2.0")
+    check = "print(images.shape == (16, 1, 8, 8), len(sevens), model.levels)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + check], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["True", "4", "17"], done.stderr
+
+
+def test_the_embedded_model_is_small_and_as_good_as_its_record_says():
+    """The bound at 16 draws per image against the recorded one at 64: the draws' own error is about 0.005."""
+    assert embedded_names() == ["digits"]
+    folder = ROOT / "fastdiff/assets/digits"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
+    record = json.loads((folder / "config.json").read_text())["record"]["evaluation"]
+    model = fastdiff.load("digits")
+    result = evaluate(model, digits().test_images, draws=16)
+    assert result.mean == pytest.approx(record["bpd"], abs=0.02)
+    assert record["bpd"] < 1.68
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in README
+
+
+def test_embedded_digits_are_recognised_by_their_neighbours():
+    """Of ten samples per class nearly all have a training image of that very class as nearest neighbour."""
+    data, model = digits(), fastdiff.load("digits")
+    labels = [k for k in range(10) for _ in range(10)]
+    drawn = fastdiff.sample(model, 100, steps=50, labels=labels, output="levels").flatten(1).double()
+    assert data.train_labels is not None
+    distance = (drawn[:, None] - data.train_images.flatten(1).double()[None]).square().sum(2)
+    found = data.train_labels[distance.argmin(1)]
+    assert sum(int(a) == b for a, b in zip(found, labels, strict=True)) >= 90
