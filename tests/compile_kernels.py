@@ -54,6 +54,26 @@ def kernels() -> list[tuple[str, object, dict[str, str], dict[str, object]]]:
           "grad_z_ptr": data, "grad_eps_ptr": data, "clip": "fp32", "w": "fp32", **sizes},
          {"offset_ptr": None, "u_ptr": None, "WITH_X": True, "CLIP": True, "OFFSET": False, "GUIDED": False,
           "BLOCK": BLOCK}),
+        ("sampler_step with everything", s.step_kernel,
+         {"z_t_ptr": data, "eps_hat_ptr": data, "row_ptr": vector, "noise_ptr": data, "x_prev_ptr": data,
+          "offset_ptr": data, "u_ptr": data, "z_s_ptr": data, "x_hat_ptr": data, "clip": "fp32", "w": "fp32", **sizes},
+         {name: name != "DRAWN" for name in plain} | {"BLOCK": BLOCK}),
+        ("sampler_step gradient with everything", s.step_gradient_kernel,
+         {"grad_s_ptr": data, "grad_x_ptr": data, "z_t_ptr": data, "eps_hat_ptr": data, "row_ptr": vector,
+          "offset_ptr": data, "u_ptr": data, "grad_z_ptr": data, "grad_eps_ptr": data, "clip": "fp32", "w": "fp32",
+          **sizes}, {"WITH_X": True, "CLIP": True, "OFFSET": True, "GUIDED": True, "BLOCK": BLOCK}),
+        # what 8 × 8 images of one channel, and single numbers, compile to: sizes of 1 become constants
+        ("diffuse drawn, small", d.diffuse_kernel,
+         {"x_ptr": data, "gamma_ptr": vector, "noise_ptr": key, "z_ptr": data, "n": "i32"},
+         {"DRAWN": True, "blocks": 1, "BLOCK": 64}),
+        ("eps_loss, single numbers", e.squared_error_kernel,
+         {"eps_hat_ptr": data, "noise_ptr": key, "partial_ptr": vector},
+         {"DRAWN": True, "n": 1, "blocks": 1, "BLOCK": 16}),
+        ("fourier, small", f.fourier_kernel, {"z_ptr": data, "out_ptr": data, "n": "i32", "scale_min": "fp32"},
+         {"channels": 1, "blocks": 1, "FEATURES": 2, "BLOCK": 64}),
+        ("fourier gradient, small", f.gradient_kernel,
+         {"grad_ptr": data, "z_ptr": data, "out_ptr": data, "n": "i32", "scale_min": "fp32"},
+         {"channels": 1, "blocks": 1, "FEATURES": 2, "BLOCK": 64}),
     ]  # fmt: skip
 
 
@@ -64,13 +84,13 @@ def compile_for(target: GPUTarget, kernel, types: dict[str, str], constants: dic
         signature[name] = "constexpr" if name in constants else types[name].replace("DATA", TYPES[dtype])
     aligned = {}
     for position, name in enumerate(kernel.arg_names):
-        if signature[name].startswith("*") or name == "n":
+        if signature[name].startswith("*") or (name == "n" and signature[name] == "i32"):
             aligned[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     return triton.compile(source, target=target, options={"num_warps": 4})
 
 
-def resources(compiled) -> str:
+def resources(compiled, block: int) -> str:
     """Registers, stack and the widest global access, from the machine code."""
     if "cubin" not in compiled.asm:
         found = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", compiled.asm["amdgcn"]))
@@ -82,9 +102,10 @@ def resources(compiled) -> str:
         code = _tool("nvdisasm", "-c", cubin.name)
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()  # pyright: ignore[reportOptionalMemberAccess]
     names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ )?([A-Z][A-Z0-9_.]*)", code)
-    per_element = sum(name != "NOP" for name in names) / (BLOCK / 128)
+    per_element = sum(name != "NOP" for name in names) / max(1, block / 128)
     widest = max((int(width) for width in re.findall(r"(?:LDG|STG)\.E\S*?\.(64|128)", " ".join(names))), default=32)
-    return f"registers {registers} stack {stack} {widest}-bit, {per_element:.1f} instructions per element"
+    nan = ", keeps NaN" if "max.NaN" in compiled.asm["ptx"] else ""
+    return f"registers {registers} stack {stack} {widest}-bit, {per_element:.1f} instructions per element{nan}"
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -95,6 +116,6 @@ if __name__ == "__main__":
     for label, kernel, types, constants in kernels():
         for dtype in TYPES:
             nvidia = compile_for(GPUTarget("cuda", 90, 32), kernel, types, constants, dtype)
-            print(f"{label}: sm_90 {dtype} {resources(nvidia)}")
+            print(f"{label}: sm_90 {dtype} {resources(nvidia, constants['BLOCK'])}")
         amd = compile_for(GPUTarget("hip", "gfx942", 64), kernel, types, constants, "float32")
-        print(f"{label}: gfx942 float32 {resources(amd)}", flush=True)
+        print(f"{label}: gfx942 float32 {resources(amd, constants['BLOCK'])}", flush=True)

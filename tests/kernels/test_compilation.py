@@ -15,8 +15,10 @@ def test_kernels_compile_ahead_of_time():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) >= 20
+    assert len(lines) >= 48
     for line in lines:
         assert "stack 0" in line, line
-        if "sm_90 float32" in line:
+        if "sm_90 float32" in line and ", s" not in line:  # small sizes are not aligned
             assert "128-bit" in line, line
+        if "sm_90" in line and line.startswith("sampler_step") and "gradient" not in line:
+            assert "keeps NaN" in line, line  # a clip that drops a NaN would hide a diverged network

@@ -1,8 +1,8 @@
 """The operations against float64: values and gradients, both backends, every dtype, odd sizes, any layout.
 
-Tolerances are a little above the measured errors, relative to the largest entry of the float64 result: float32 below
-4e-7 in values and 1e-6 in gradients; bfloat16 and float16 one unit in the last place of the result where the rounding
-is to nearest, two in the interpreter, which truncates to bfloat16.
+Tolerances are relative to the largest entry of the float64 result, a little above the measured errors: float32 3.9e-7
+in values and gradients alike; bfloat16 and float16 one unit in the last place where the rounding is to nearest, two for
+bfloat16 in the interpreter, which truncates.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from torch import Tensor
 
 BACKENDS = ("torch", "interpreter")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-UNIT = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+UNIT = {torch.float32: 5e-7, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 SHAPES = ((3, 1), (1, 1, 1, 1), (3, 2, 5, 7), (2, 3, 19, 19), (2, 1, 1, 1031), (0, 3, 4, 4))
 ROW = (1.25, 0.75, 0.6, 0.3, -0.2, 0.4, 0.9)
 
@@ -173,7 +173,7 @@ def test_any_layout(name, layout, backend):
         values, gradients = run(case.ours, given, case.differentiable)
         expected, expected_gradients = run(case.ours, plain, case.differentiable)
     for a, b in zip([*values, *gradients], [*expected, *expected_gradients], strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
     if layout == "channels last" and values[0].dim() == 4:
         assert values[0].is_contiguous(memory_format=torch.channels_last)
 
