@@ -127,9 +127,9 @@ def run(
             for report in train(state, data):
                 bar.update()
                 log.add(report, config.batch_size)
-                if report.step % LOG_EVERY == 0:
-                    bar.set_postfix(log.flush(report))
                 last = report.step == config.steps
+                if report.step % LOG_EVERY == 0 or last or caught:
+                    bar.set_postfix(log.flush(report))
                 if report.step % evaluate_every == 0 and not last:
                     evaluation = _evaluate(state, data, log, draws=2)
                 if report.step % save_every == 0 or last or caught:
