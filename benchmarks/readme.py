@@ -49,7 +49,8 @@ def benchmark_row(row: dict[str, Any]) -> str:
     copy = "" if row["share_of_copy"] is None else f"{row['share_of_copy']:.0%}"
     time = f"{1e6 * row['fastdiff'][1]:,.0f} µs"
     ratio = f"{middle:.2f} ({low:.2f}–{high:.2f})"
-    return f"| {row['operation']} | {row['case']} | {row['dtype']} | {shape} | {time} | {row['against']} | {ratio} | {copy} |"
+    cells = [row["operation"], row["case"], row["dtype"], shape, time, row["against"], ratio, copy]
+    return "| " + " | ".join(cells) + " |"
 
 
 def rendered(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .checks import check_data, check_vector
 from .launch import constexpr, flat, grid_of, in_layout_of, jit, per_sample, register, tl
@@ -38,13 +39,15 @@ def eps_loss(eps_hat: Tensor, noise: Tensor | Noise, weight: Tensor) -> Tensor:
 
 def squared_error_reference(eps_hat: Tensor, noise: Tensor) -> Tensor:
     """Σ (eps - eps_hat)² per sample, float32 [B]."""
-    return flat((normal_like(noise, eps_hat) - eps_hat.float()).square_()).sum(1)
+    return flat(F.mse_loss(eps_hat.float(), normal_like(noise, eps_hat), reduction="none")).sum(1)
 
 
 def error_gradient_reference(grad: Tensor, eps_hat: Tensor, noise: Tensor) -> Tensor:
     """Gradient of the squared error to eps_hat: 2 grad_b (eps_hat - eps)."""
-    difference = (eps_hat.float() - normal_like(noise, eps_hat)).mul_(per_sample(2.0 * grad, eps_hat))
-    return in_layout_of(difference.to(eps_hat.dtype), eps_hat)
+    upstream = per_sample(grad, eps_hat).expand(eps_hat.shape)
+    eps = normal_like(noise, eps_hat)
+    out = torch.ops.aten.mse_loss_backward(upstream, eps_hat.float(), eps, 0)  # 0: no reduction; one pass
+    return in_layout_of(out.to(eps_hat.dtype), eps_hat)
 
 
 # ------------------------------------------------------------------------------------------------ Triton
