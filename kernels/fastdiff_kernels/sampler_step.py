@@ -72,7 +72,7 @@ def _x_hat(z_t: Tensor, eps_hat: Tensor, row: Tensor, offset: Tensor | None, u: 
     if u is not None:
         eps_hat = torch.lerp(u.float(), eps_hat.float(), w)
     y = z_t.float() if offset is None else z_t.float() - offset
-    return y * row[0] - row[1] * eps_hat
+    return (y * row[0]).addcmul_(eps_hat.float(), -row[1])
 
 
 def step_reference(
