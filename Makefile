@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: sample test check bench format lint types clean
+.PHONY: sample test check bench bench-gpu static-cost format lint types clean
 
 sample: $(STAMP)  ## Draw 64 digits from the embedded model into samples.png
 	$(BIN)/fastdiff sample digits --out samples.png
@@ -24,6 +24,14 @@ types: $(STAMP)-dev
 
 bench: $(STAMP)-dev  ## Run the benchmarks
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+static-cost: $(STAMP)-dev  ## Compile every kernel for GPUs that need not be there, and print what it costs
+	$(BIN)/python benchmarks/static_cost.py
+
+bench-gpu: $(STAMP)-dev  ## On a GPU: check the kernels, time them, write benchmarks/results/<gpu>.json and README's tables
+	$(BIN)/python -m pytest benchmarks/test_correctness.py -q
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only -k cuda --results auto
+	$(BIN)/python benchmarks/readme.py
 
 format: $(STAMP)-dev  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .

@@ -5,7 +5,9 @@ never fails on a time; it fails where the two do not compute the same.
 
     pytest benchmarks/ --benchmark-only                                     everything that this machine can run
     pytest benchmarks/ --benchmark-only --quick                             seconds: small sizes, few rounds
-    pytest benchmarks/ --benchmark-only -k cuda --results benchmarks/results/h100.json
+    pytest benchmarks/ --benchmark-only -k cuda --results auto              to benchmarks/results/<the GPU's name>.json
+
+`make bench-gpu` runs `test_correctness` first, then the last of these, and writes README's tables.
 """
 
 import sys
@@ -23,12 +25,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))  # for the sibling modules: pytest's importlib mode adds no folder
 
 from clocks import Call, Watch
-from report import LEGEND, Row, machine, quantiles, table, write_json
+from report import LEGEND, Row, device_name, machine, quantiles, table, write_json
 
 from fastdiff.kernels import backend
 
 QUICK_SECONDS, FULL_SECONDS = 0.25, 2.0  # per comparison, all of its calls together
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
+RESULTS = Path(__file__).parent / "results"
 ROWS = pytest.StashKey[list[Row]]()
 
 
@@ -43,7 +46,8 @@ def measured_seconds() -> float:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --quick and --results."""
     parser.addoption("--quick", action="store_true", help="benchmarks: small sizes and few rounds")
-    parser.addoption("--results", type=Path, metavar="PATH", help="benchmarks: write the table as JSON, with versions")
+    what = "benchmarks: write the table as JSON, with versions; auto: results/<device>.json"
+    parser.addoption("--results", type=Path, metavar="PATH", help=what)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -149,6 +153,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for reason, count in reasons.items():
         write(f"{count} not run: {reason.removeprefix('Skipped: ')}")
     path = config.getoption("results")
-    if path is not None:
+    if path is not None and rows:
+        path = RESULTS / f"{device_name()}.json" if path == Path("auto") else path
         write_json(path, rows, config.getoption("quick"))
         write(f"wrote {path}")

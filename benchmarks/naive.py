@@ -43,6 +43,35 @@ def ancestral_step(
     return mean * (z_t - remove * eps_hat) + std * eps
 
 
+def latent(mean: Tensor, logvar: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """z = mean + std eps, and the KL to N(0, I) per sample, in nats [B]."""
+    eps = torch.randn_like(mean) if eps is None else eps
+    kl = 0.5 * (mean.square() + logvar.exp() - logvar - 1.0)
+    return mean + (0.5 * logvar).exp() * eps, kl.flatten(1).sum(1, dtype=torch.float32)
+
+
+def log_ratio(z: Tensor, mean_q: Tensor, logvar_q: Tensor, mean_p: Tensor, logvar_p: Tensor) -> Tensor:
+    """log q(z) - log p(z) of two diagonal Gaussians per sample, in nats [B]."""
+    q = (z - mean_q).square() * torch.exp(-logvar_q) + logvar_q
+    p = (z - mean_p).square() * torch.exp(-logvar_p) + logvar_p
+    return 0.5 * (p - q).flatten(1).sum(1, dtype=torch.float32)
+
+
+def diffusers_step(z_t: Tensor, eps_hat: Tensor, steps: int, k: int) -> dict[str, Callable[[], object]]:
+    """Step k of ``steps`` of diffusers' DDPM scheduler, if that is installed, as ``{"diffusers": call}``.
+
+    Its betas are not our gamma: the arithmetic per element is what is compared, not the numbers.
+    """
+    try:
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    except ImportError:
+        return {}
+    scheduler = DDPMScheduler(num_train_timesteps=1000, clip_sample=False)
+    scheduler.set_timesteps(steps, device=z_t.device)
+    t = scheduler.timesteps.tolist()[k]
+    return {"diffusers": lambda: scheduler.step(eps_hat, t, z_t, return_dict=False)[0]}
+
+
 def level_nll(x: Tensor, mean: Tensor, logvar: Tensor, levels: int) -> Tensor:
     """-log softmax over the levels of a Gaussian at their centres, in nats [B]; builds [B, ..., levels] tensors."""
     centres = (2.0 * torch.arange(levels, device=x.device) + 1.0) / levels - 1.0

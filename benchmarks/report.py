@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,6 +75,13 @@ def machine() -> dict[str, Any]:
         found["gpu_capability"] = f"{properties.major}.{properties.minor}"
         found["cuda"] = torch.version.cuda
     return found
+
+
+def device_name() -> str:
+    """The GPU's name, or the CPU's cores, as a file's name."""
+    if torch.cuda.is_available():
+        return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+    return f"cpu-{os.cpu_count()}-cores"
 
 
 def write_json(path: Path, rows: list[Row], quick: bool) -> None:

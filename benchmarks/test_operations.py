@@ -7,7 +7,7 @@ alternative draws with ``randn_like``, and in the loss reads the tensor that it 
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,19 @@ import naive
 import pytest
 import torch
 from clocks import Call, gpu_clock, host_clock, wall_clock
+from spread import spread
 from torch import Tensor
 
-from fastdiff.kernels import Noise, decoder_nll, diffuse, eps_loss, fourier_features, sampler_step
+from fastdiff.kernels import (
+    Noise,
+    decoder_nll,
+    diffuse,
+    eps_loss,
+    fourier_features,
+    gaussian_log_ratio,
+    reparameterize,
+    sampler_step,
+)
 from fastdiff.samplers import sampler_table
 
 CPU_SHAPES = {"cifar": (64, 3, 32, 32), "large": (16, 1, 256, 256)}  # large: 2^20 elements
@@ -33,23 +43,28 @@ class Case:
 
     ours: fastdiff's call without arguments; naive: the naive function, and ``args`` for it; checked: arguments with
     which it computes the same numbers as ours, where with ``args`` it would draw its own noise; moved: the fewest bytes
-    that ours can move; inputs, upstream: what is differentiated, and the gradient that arrives from above.
+    that ours can move; inputs, upstream: what is differentiated, and the gradient that arrives from above; others:
+    further alternatives, by name, that are timed and not checked.
     """
 
     operation: str
     noise: str
     ours: Callable[[], Any]
-    naive: Callable[..., Tensor]
+    naive: Callable[..., Any]
     args: tuple
     checked: tuple
     moved: int
     inputs: tuple[Tensor, ...] = ()
-    upstream: Tensor | None = None
+    upstream: Tensor | tuple[Tensor, ...] | None = None
+    others: dict[str, Callable[[], Any]] = field(default_factory=dict)
 
     def evaluate(self, function: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
         """Run a function, and where there are inputs to differentiate its backward; no gradient is left behind."""
         out = function(*args)
-        return (out.detach(), *torch.autograd.grad(out, self.inputs, self.upstream)) if self.inputs else (out,)
+        out = out if isinstance(out, tuple) else (out,)
+        if not self.inputs:
+            return out
+        return (*(part.detach() for part in out), *torch.autograd.grad(out, self.inputs, self.upstream))
 
 
 def diffuse_case(x: Tensor, drawn: bool) -> Case:
@@ -97,11 +112,39 @@ def sampler_step_case(z_t: Tensor, drawn: bool) -> Case:
     ours = partial(_step, z_t, eps_hat, row, noise if drawn else eps)
     args = (z_t, eps_hat, *coefficients)
     checked, moved = (*args, eps), _bytes(z_t, 3 if drawn else 4)
-    return Case("sampler_step", _label(drawn), ours, naive.ancestral_step, args if drawn else checked, checked, moved)
+    case = Case("sampler_step", _label(drawn), ours, naive.ancestral_step, args if drawn else checked, checked, moved)
+    return replace(case, others=naive.diffusers_step(z_t, eps_hat, steps, k)) if drawn else case
+
+
+def reparameterize_case(mean: Tensor, drawn: bool) -> Case:
+    """z, its KL and the gradients: reads two and writes one, then reads three and writes two; given noise twice."""
+    logvar = (0.5 * torch.randn_like(mean) - 1.0).requires_grad_()
+    upstream = torch.randn_like(mean), torch.ones(len(mean), device=mean.device)
+    noise, eps = _noise_like(mean)
+    mean.requires_grad_()
+    ours = partial(reparameterize, mean, logvar, noise if drawn else eps)
+    checked, moved = (mean, logvar, eps), _bytes(mean, 8 if drawn else 10)
+    args, inputs = checked[:2] if drawn else checked, (mean, logvar)
+    name = "reparameterize + gradient"
+    return Case(name, _label(drawn), ours, naive.latent, args, checked, moved, inputs, upstream)
+
+
+def gaussian_log_ratio_case(z: Tensor) -> Case:
+    """The log-ratio and its five gradients, at a draw from q: reads five, then reads and writes five."""
+    mean_q, mean_p = (0.5 * torch.randn_like(z) for _ in range(2))
+    logvar_q, logvar_p = (0.5 * torch.randn_like(z) + shift for shift in (-2.0, 0.0))
+    z = mean_q + (0.5 * logvar_q).exp() * z
+    inputs = tuple(value.requires_grad_() for value in (z, mean_q, logvar_q, mean_p, logvar_p))
+    ours, upstream = partial(gaussian_log_ratio, *inputs), torch.ones(len(z), device=z.device)
+    name, moved = "gaussian_log_ratio + gradient", _bytes(z, 15)
+    return Case(name, "", ours, naive.log_ratio, inputs, inputs, moved, inputs, upstream)
 
 
 def decoder_nll_case(like: Tensor) -> Case:
-    """The likelihood of bytes and its gradients: reads x and the mean twice, writes the mean's gradient."""
+    """The likelihood of bytes and its gradients: reads x and the mean twice, writes the mean's gradient.
+
+    Memory on a CPU, of forward and backward at 2^20 elements: 6 MiB, and 5 GiB in the eager form.
+    """
     x = torch.randint(LEVELS, like.shape, dtype=torch.uint8, device=like.device)
     centres = (2.0 * x.float() + 1.0) / LEVELS - 1.0
     mean = (centres + math.exp(0.5 * GAMMA_0) * like.float()).to(like.dtype).requires_grad_()
@@ -120,6 +163,9 @@ CASES = {
     "fourier_features-both": partial(fourier_case, backward=True),
     "sampler_step-given": partial(sampler_step_case, drawn=False),
     "sampler_step-drawn": partial(sampler_step_case, drawn=True),
+    "reparameterize-given": partial(reparameterize_case, drawn=False),
+    "reparameterize-drawn": partial(reparameterize_case, drawn=True),
+    "gaussian_log_ratio": gaussian_log_ratio_case,
     "decoder_nll": decoder_nll_case,
 }
 SETTINGS = [
@@ -150,12 +196,16 @@ def test_operation(
     case = CASES[name](torch.randn(shape, dtype=dtype, device=device))
     check_same(case, TOLERANCE[dtype])
     calls = contenders(case, device)
-    if on_gpu:
-        source = torch.randint(256, (case.moved // 2,), dtype=torch.uint8, device=device)
-        calls["copy"] = partial(torch.empty_like(source).copy_, source)
-    clock = gpu_clock(device, cold=size == "large") if on_gpu else wall_clock(device)
-    timing = ("L2 cold" if size == "large" else "L2 warm") if on_gpu else "wall"
-    compare((case.operation, case.noise, device, dtype, shape), calls, clock, timing, case.moved)
+    what = case.operation, case.noise, device, dtype, shape
+    if not on_gpu:
+        compare(what, calls, wall_clock(device), "wall", case.moved)
+        return
+    calls["copy"] = yardstick(case, shape, dtype)
+    if size == "large":
+        compare(what, calls, gpu_clock(device, cold=True), "L2 cold", case.moved)
+    else:
+        graphs = {name: graphed(call) for name, call in calls.items()}
+        compare(what, graphs, gpu_clock(device, cold=False), "graph, L2 warm", case.moved)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -167,11 +217,34 @@ def test_host_cost(name: str, device: torch.device, compare: Callable[..., None]
     compare(what, contenders(case, device), host_clock(device), "host")
 
 
+def yardstick(case: Case, shape: tuple[int, ...], dtype: torch.dtype) -> Call:
+    """A copy of as many bytes; for Fourier features, forward, a kernel of one read and five writes."""
+    if case.operation == "fourier_features":
+        return spread(torch.randn(shape, dtype=dtype, device="cuda"))
+    source = torch.randint(256, (case.moved // 2,), dtype=torch.uint8, device="cuda")
+    return partial(torch.empty_like(source).copy_, source)
+
+
+def graphed(call: Call) -> Call:
+    """The call captured in a CUDA graph: neither side's launches are timed."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 def contenders(case: Case, device: torch.device) -> dict[str, Call]:
     """The calls to compare: fastdiff, eager, and on a GPU the eager form through torch.compile."""
     calls: dict[str, Call] = {
         "fastdiff": partial(case.evaluate, case.ours),
         "eager": partial(case.evaluate, case.naive, *case.args),
+        **case.others,
     }
     if device.type == "cuda":
         compiled = torch.compile(case.naive, fullgraph=True, dynamic=False)

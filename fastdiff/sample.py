@@ -114,15 +114,16 @@ def sample_latents(
     gamma_t = gamma.flip(0)[:-1].float().to(device)
     z = noise.at(stream=Stream.INITIAL).normal((count, *model.shape))
     x_hat = torch.zeros_like(z) if multistep else None
-    for step in range(len(rows)):
-        number = gamma_t[step].expand(count)
+    eps = noise.at(step=0, stream=Stream.SAMPLER)  # its counter leads the loop: the host names no step
+    for _ in range(len(rows)):
+        number = gamma_t.index_select(0, eps.counter).expand(count)
         eps_hat = model.eps_hat(z, number, labels)
         uncond = model.eps_hat(z, number, None) if guidance is not None else None
-        eps = noise.at(step=step, stream=Stream.SAMPLER) if stochastic else None
         z, x_hat = sampler_step(
-            z, eps_hat, rows[step], eps, x_prev=x_hat if multistep else None,
-            eps_hat_uncond=uncond, guidance=guidance, keep_x_hat=multistep,
+            z, eps_hat, rows, eps if stochastic else None, x_prev=x_hat, eps_hat_uncond=uncond, guidance=guidance,
+            step=eps.counter, keep_x_hat=multistep,
         )  # fmt: skip
+        eps.advance()
         if bar is not None:
             bar.update()
     if not torch.isfinite(z).all():

@@ -45,6 +45,24 @@ def sampler_step(z_t, eps_hat, row, eps, clip, x_prev, offset, u, w):
     return z_s, x_hat
 
 
+def reparameterize(mean: Tensor, logvar: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """A draw from N(mean, e^logvar), and KL(N(mean, e^logvar) || N(0, 1)) per sample."""
+    variance = torch.exp(logvar)
+    kl = -0.5 * torch.log(variance) + 0.5 * (variance + mean**2) - 0.5
+    return mean + torch.sqrt(variance) * eps, kl.flatten(1).sum(1)
+
+
+def gaussian_log_density(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z; mean, e^logvar) per sample."""
+    variance = torch.exp(logvar)
+    return (-0.5 * torch.log(2.0 * torch.pi * variance) - (z - mean) ** 2 / (2.0 * variance)).flatten(1).sum(1)
+
+
+def gaussian_log_ratio(z: Tensor, mean_q: Tensor, logvar_q: Tensor, mean_p: Tensor, logvar_p: Tensor) -> Tensor:
+    """log q(z) - log p(z) per sample."""
+    return gaussian_log_density(z, mean_q, logvar_q) - gaussian_log_density(z, mean_p, logvar_p)
+
+
 def decoder_nll(x: Tensor, mean: Tensor, logvar: Tensor, levels: int) -> Tensor:
     """-log of the normalised Gaussian weights, with the full tensor of levels."""
     centres = (2.0 * torch.arange(levels, dtype=torch.float64) + 1.0) / levels - 1.0

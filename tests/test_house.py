@@ -25,7 +25,7 @@ FLOORS = [
 KERNEL_FLOORS = [
     ["launch"],
     ["checks", "noise"],
-    ["diffuse", "eps_loss", "fourier", "sampler_step", "decoder_nll"],
+    ["diffuse", "eps_loss", "fourier", "sampler_step", "decoder_nll", "gaussian"],
     [""],
 ]
 

@@ -96,7 +96,9 @@ class VDM(DiffusionModel):
         features = z_t
         if config.fourier is not None:
             period = config.levels / 2.0 ** round(math.log2(config.levels))
-            features = fourier_features(period * z_t, *config.fourier)
+            kind = z_t.device.type  # under autocast the features are written in the dtype that the network takes
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            features = fourier_features(period * z_t, *config.fourier, dtype=dtype)
         number = (gamma - config.gamma_0) / (config.gamma_1 - config.gamma_0)
         out = self.network(features, number, labels)
         if config.head == "eps":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_data, check_vector
-from .launch import constexpr, flat, grid_of, in_layout_of, jit, per_sample, register, tl
+from .launch import WARPS, constexpr, fast_math, flat, grid_of, in_layout_of, jit, locate, per_sample, register, tl
 from .noise import Noise, noise_argument, noise_block, normal_like
 
 
@@ -44,7 +44,7 @@ def alpha_sigma(gamma: Tensor) -> tuple[Tensor, Tensor]:
 def diffuse_reference(x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
     """Plain PyTorch: two passes, arithmetic in float32."""
     alpha, sigma = (per_sample(value, x) for value in alpha_sigma(gamma))
-    z_t = torch.addcmul(x.float() * alpha, normal_like(noise, x), sigma)
+    z_t = (x.float() * alpha).addcmul_(normal_like(noise, x), sigma)
     return in_layout_of(z_t.to(x.dtype), x)
 
 
@@ -62,36 +62,35 @@ def gamma_gradient_reference(grad: Tensor, x: Tensor, gamma: Tensor, noise: Tens
 
 @jit
 def diffuse_kernel(
-    x_ptr, gamma_ptr, noise_ptr, z_ptr, n, blocks, DRAWN: constexpr, BLOCK: constexpr
+    x_ptr, gamma_ptr, noise_ptr, z_ptr, n, blocks, DRAWN: constexpr, FAST: constexpr, BLOCK: constexpr
 ):  # fmt: skip
     """z_t of one block of one sample."""
-    sample = tl.program_id(0) // blocks
-    start = (tl.program_id(0) % blocks) * BLOCK
+    HALF: constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
+    sample, start = locate(blocks, BLOCK)
     i = start + tl.arange(0, BLOCK)
     base = sample.to(tl.int64) * n
     gamma = tl.load(gamma_ptr + sample)
-    alpha, sigma = tl.sqrt(tl.sigmoid(-gamma)), tl.sqrt(tl.sigmoid(gamma))
+    alpha, sigma = tl.rsqrt(1.0 + tl.exp(gamma)), tl.rsqrt(1.0 + tl.exp(-gamma))
     x = tl.load(x_ptr + base + i, mask=i < n, other=0.0).to(tl.float32)
-    eps = noise_block(noise_ptr, sample, start, n, DRAWN, BLOCK)
+    eps = noise_block(noise_ptr, sample, start, n, DRAWN, HALF, FAST, BLOCK)
     z = alpha * x + sigma * eps
     tl.store(z_ptr + base + i, z.to(z_ptr.dtype.element_ty), mask=i < n)
 
 
 @jit
 def gamma_gradient_kernel(
-    grad_ptr, x_ptr, noise_ptr, partial_ptr, n, blocks, DRAWN: constexpr, BLOCK: constexpr
+    grad_ptr, x_ptr, noise_ptr, partial_ptr, n, blocks, DRAWN: constexpr, FAST: constexpr, BLOCK: constexpr
 ):  # fmt: skip
     """Sums of grad · x and grad · eps over one block, into partial [2, programs]."""
-    program = tl.program_id(0)
-    sample = program // blocks
-    start = (program % blocks) * BLOCK
+    HALF: constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
+    sample, start = locate(blocks, BLOCK)
     i = start + tl.arange(0, BLOCK)
     base = sample.to(tl.int64) * n
     grad = tl.load(grad_ptr + base + i, mask=i < n, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + base + i, mask=i < n, other=0.0).to(tl.float32)
-    eps = noise_block(noise_ptr, sample, start, n, DRAWN, BLOCK)
-    tl.store(partial_ptr + program, tl.sum(grad * x))
-    tl.store(partial_ptr + tl.num_programs(0) + program, tl.sum(grad * eps))
+    eps = noise_block(noise_ptr, sample, start, n, DRAWN, HALF, FAST, BLOCK)
+    tl.store(partial_ptr + tl.program_id(0), tl.sum(grad * x))
+    tl.store(partial_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(grad * eps))
 
 
 def diffuse_triton(x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
@@ -101,8 +100,9 @@ def diffuse_triton(x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
     if programs:
         drawn = noise.dtype == torch.int64
         diffuse_kernel[(programs,)](
-            x.contiguous(), gamma.contiguous(), noise.contiguous(), z_t, n, blocks, DRAWN=drawn, BLOCK=block
-        )
+            x.contiguous(), gamma.contiguous(), noise.contiguous(), z_t, n, blocks,
+            DRAWN=drawn, FAST=fast_math(x), BLOCK=block, num_warps=WARPS,
+        )  # fmt: skip
     return in_layout_of(z_t, x)
 
 
@@ -113,8 +113,9 @@ def gamma_gradient_triton(grad: Tensor, x: Tensor, gamma: Tensor, noise: Tensor)
     if programs:
         drawn = noise.dtype == torch.int64
         gamma_gradient_kernel[(programs,)](
-            grad.contiguous(), x.contiguous(), noise.contiguous(), partial, n, blocks, DRAWN=drawn, BLOCK=block
-        )
+            grad.contiguous(), x.contiguous(), noise.contiguous(), partial, n, blocks,
+            DRAWN=drawn, FAST=fast_math(x), BLOCK=block, num_warps=WARPS,
+        )  # fmt: skip
     with_x, with_eps = partial.view(2, x.shape[0], -1).sum(-1) if programs else partial.new_zeros(2, x.shape[0])
     alpha, sigma = alpha_sigma(gamma)
     return 0.5 * alpha * sigma * (alpha * with_eps - sigma * with_x)

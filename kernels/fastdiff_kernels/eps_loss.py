@@ -15,8 +15,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import check_data, check_vector
-from .launch import constexpr, flat, grid_of, in_layout_of, jit, per_sample, register, tl
+from .launch import (
+    WARPS,
+    constexpr,
+    fast_math,
+    flat,
+    grid_of,
+    in_layout_of,
+    jit,
+    locate,
+    parts,
+    per_sample,
+    register,
+    tl,
+)
 from .noise import Noise, noise_argument, noise_block, normal_like
+
+CACHED = 1 << 18  # elements
 
 
 def eps_loss(eps_hat: Tensor, noise: Tensor | Noise, weight: Tensor) -> Tensor:
@@ -39,15 +54,20 @@ def eps_loss(eps_hat: Tensor, noise: Tensor | Noise, weight: Tensor) -> Tensor:
 
 def squared_error_reference(eps_hat: Tensor, noise: Tensor) -> Tensor:
     """Σ (eps - eps_hat)² per sample, float32 [B]."""
-    return flat(F.mse_loss(eps_hat.float(), normal_like(noise, eps_hat), reduction="none")).sum(1)
+    eps, out = normal_like(noise, eps_hat), eps_hat.new_empty(len(eps_hat), dtype=torch.float32)
+    for part in parts(eps_hat, CACHED):
+        squares = F.mse_loss(eps_hat[part].float(), eps[part], reduction="none")
+        torch.sum(flat(squares), 1, out=out[part])
+    return out
 
 
 def error_gradient_reference(grad: Tensor, eps_hat: Tensor, noise: Tensor) -> Tensor:
     """Gradient of the squared error to eps_hat: 2 grad_b (eps_hat - eps)."""
     upstream = per_sample(grad, eps_hat).expand(eps_hat.shape)
     eps = normal_like(noise, eps_hat)
-    out = torch.ops.aten.mse_loss_backward(upstream, eps_hat.float(), eps, 0)  # 0: no reduction; one pass
-    return in_layout_of(out.to(eps_hat.dtype), eps_hat)
+    out = torch.empty_like(eps_hat, dtype=torch.float32)
+    torch.ops.aten.mse_loss_backward.grad_input(upstream, eps_hat.float(), eps, 0, grad_input=out)  # 0: no reduction
+    return out.to(eps_hat.dtype)
 
 
 # ------------------------------------------------------------------------------------------------ Triton
@@ -55,29 +75,29 @@ def error_gradient_reference(grad: Tensor, eps_hat: Tensor, noise: Tensor) -> Te
 
 @jit
 def squared_error_kernel(
-    eps_hat_ptr, noise_ptr, partial_ptr, n, blocks, DRAWN: constexpr, BLOCK: constexpr
+    eps_hat_ptr, noise_ptr, partial_ptr, n, blocks, DRAWN: constexpr, FAST: constexpr, BLOCK: constexpr
 ):  # fmt: skip
     """Σ (eps - eps_hat)² of one block of one sample."""
-    sample = tl.program_id(0) // blocks
-    start = (tl.program_id(0) % blocks) * BLOCK
+    HALF: constexpr = eps_hat_ptr.dtype.element_ty.primitive_bitwidth == 16
+    sample, start = locate(blocks, BLOCK)
     i = start + tl.arange(0, BLOCK)
     eps_hat = tl.load(eps_hat_ptr + sample.to(tl.int64) * n + i, mask=i < n, other=0.0).to(tl.float32)
-    eps = noise_block(noise_ptr, sample, start, n, DRAWN, BLOCK)
+    eps = noise_block(noise_ptr, sample, start, n, DRAWN, HALF, FAST, BLOCK)
     difference = tl.where(i < n, eps - eps_hat, 0.0)
     tl.store(partial_ptr + tl.program_id(0), tl.sum(difference * difference))
 
 
 @jit
 def error_gradient_kernel(
-    grad_ptr, eps_hat_ptr, noise_ptr, out_ptr, n, blocks, DRAWN: constexpr, BLOCK: constexpr
+    grad_ptr, eps_hat_ptr, noise_ptr, out_ptr, n, blocks, DRAWN: constexpr, FAST: constexpr, BLOCK: constexpr
 ):  # fmt: skip
     """2 grad_b (eps_hat - eps) of one block of one sample."""
-    sample = tl.program_id(0) // blocks
-    start = (tl.program_id(0) % blocks) * BLOCK
+    HALF: constexpr = eps_hat_ptr.dtype.element_ty.primitive_bitwidth == 16
+    sample, start = locate(blocks, BLOCK)
     i = start + tl.arange(0, BLOCK)
     base = sample.to(tl.int64) * n
     eps_hat = tl.load(eps_hat_ptr + base + i, mask=i < n, other=0.0).to(tl.float32)
-    eps = noise_block(noise_ptr, sample, start, n, DRAWN, BLOCK)
+    eps = noise_block(noise_ptr, sample, start, n, DRAWN, HALF, FAST, BLOCK)
     out = 2.0 * tl.load(grad_ptr + sample) * (eps_hat - eps)
     tl.store(out_ptr + base + i, out.to(out_ptr.dtype.element_ty), mask=i < n)
 
@@ -90,8 +110,9 @@ def squared_error_triton(eps_hat: Tensor, noise: Tensor) -> Tensor:
     partial = eps_hat.new_empty(programs, dtype=torch.float32)
     drawn = noise.dtype == torch.int64
     squared_error_kernel[(programs,)](
-        eps_hat.contiguous(), noise.contiguous(), partial, n, blocks, DRAWN=drawn, BLOCK=block
-    )
+        eps_hat.contiguous(), noise.contiguous(), partial, n, blocks,
+        DRAWN=drawn, FAST=fast_math(eps_hat), BLOCK=block, num_warps=WARPS,
+    )  # fmt: skip
     return partial.view(eps_hat.shape[0], blocks).sum(1)
 
 
@@ -102,8 +123,9 @@ def error_gradient_triton(grad: Tensor, eps_hat: Tensor, noise: Tensor) -> Tenso
     if programs:
         drawn = noise.dtype == torch.int64
         error_gradient_kernel[(programs,)](
-            grad.contiguous(), eps_hat.contiguous(), noise.contiguous(), out, n, blocks, DRAWN=drawn, BLOCK=block
-        )
+            grad.contiguous(), eps_hat.contiguous(), noise.contiguous(), out, n, blocks,
+            DRAWN=drawn, FAST=fast_math(eps_hat), BLOCK=block, num_warps=WARPS,
+        )  # fmt: skip
     return in_layout_of(out, eps_hat)
 
 

@@ -2,12 +2,12 @@
 
     sin(2^n pi z), cos(2^n pi z),   n = n_min .. n_max                        (Kingma et al. 2021, appendix C)
 
-z [B, C, ...] float32, bfloat16 or float16; result [B, C (1 + 2F), ...] of the same dtype with F = n_max - n_min + 1, in
-blocks z, sin, cos; inside a block feature f of channel c has index c F + f. The argument is reduced exactly: w = 2^n z
-is exact in float32, r = w - 2 floor(w / 2 + 1/2) lies in [-1, 1), and only then is pi r rounded. The error stays below
-3e-7 at any n, where sin(2^n pi z) computed as it is written loses 2e-4 at n = 8. Bytes per element of z in fp32 at
-F = 2: 24 (one read, five writes); backward 28 (six reads, one write), the features computed again. bfloat16 z makes
-n >= 7 near-noise.
+z and the result [B, C (1 + 2F), ...] are float32, bfloat16 or float16 with F = n_max - n_min + 1, in blocks z, sin,
+cos; inside a block feature f of channel c has index c F + f. The argument is reduced exactly: w = 2^(n-1) z is exact in
+float32 and so is w less the nearest whole turn; only then is it rounded. The error stays below 3e-7 at any n, where
+sin(2^n pi z) computed as it is written loses 2e-4 at n = 8. Bytes per element of z in fp32 at F = 2: 24 (one read, five
+writes), 14 to bfloat16; backward 28 (six reads, one write), the features computed again. bfloat16 z makes n >= 7
+near-noise.
 """
 
 import math
@@ -17,18 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_data
-from .launch import BLOCK, constexpr, in_layout_of, jit, register, split, tl
+from .checks import DATA_DTYPES, check_data
+from .launch import BLOCK, WARPS, constexpr, in_layout_of, jit, parts, register, split, tl
 from .noise import sincos_turns
 
+CACHED = 1 << 16  # elements
+AXIS = 65535  # programs along the second and third axis of a grid
+_TWO_PI: Any = constexpr(2.0 * math.pi)  # pyright: ignore[reportCallIssue]
 
-def fourier_features(z: Tensor, n_min: int = 7, n_max: int = 8) -> Tensor:
-    """Return [z, sin 2ⁿπz, cos 2ⁿπz] concatenated on the channels, in the dtype and layout of z.
+
+def fourier_features(z: Tensor, n_min: int = 7, n_max: int = 8, dtype: torch.dtype | None = None) -> Tensor:
+    """Return [z, sin 2ⁿπz, cos 2ⁿπz] concatenated on the channels, in the layout of z.
 
     Args:
         z: latent [B, C, ...], float32, bfloat16 or float16.
         n_min, n_max: first and last exponent, 0 <= n_min <= n_max <= 30. For data of K levels round(log2(K / 2)) and
             the next: 7 and 8 for bytes, 3 and 4 for 17 levels.
+        dtype: of the result, float32, bfloat16 or float16; by default that of z. A network under autocast takes the
+            features of a float32 z in bfloat16 without a second pass.
 
     Differentiable in z.
 
@@ -36,22 +42,26 @@ def fourier_features(z: Tensor, n_min: int = 7, n_max: int = 8) -> Tensor:
         TypeError, ValueError: a dtype or rank that does not fit, or exponents out of range.
     """
     check_data("fourier_features", "z", z, min_dim=2)
+    dtype = z.dtype if dtype is None else dtype
+    if dtype not in DATA_DTYPES:
+        allowed = ", ".join(map(str, DATA_DTYPES))
+        raise TypeError(f"fourier_features: dtype is {dtype}; allowed: {allowed}, or None for that of z")
     if not 0 <= n_min <= n_max <= 30:
         raise ValueError(f"fourier_features: n_min = {n_min}, n_max = {n_max}; allowed: 0 <= n_min <= n_max <= 30")
-    return _fourier_op(z, n_min, n_max)
+    return _fourier_op(z, n_min, n_max, dtype)
 
 
-def out_like(z: Tensor, n_min: int, n_max: int) -> Tensor:
+def out_like(z: Tensor, n_min: int, n_max: int, dtype: torch.dtype) -> Tensor:
     """An empty result: channels-last where z is, contiguous otherwise."""
     shape = (z.shape[0], z.shape[1] * (1 + 2 * (n_max - n_min + 1)), *z.shape[2:])
     if z.dim() == 4 and z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous():
-        return torch.empty(shape, dtype=z.dtype, device=z.device, memory_format=torch.channels_last)
-    return z.new_empty(shape)
+        return torch.empty(shape, dtype=dtype, device=z.device, memory_format=torch.channels_last)
+    return z.new_empty(shape, dtype=dtype)
 
 
 def reduced_angle(z: Tensor, n: int) -> Tensor:
     """2^n pi z less a whole number of turns, float32 in [-pi, pi]: exact up to the last multiplication."""
-    turns = z.float() * 2.0 ** (n - 1)
+    turns = z * 2.0 ** (n - 1)
     return turns.sub_(turns.round()).mul_(2.0 * math.pi)
 
 
@@ -63,130 +73,155 @@ def feature_planes(features: Tensor, channels: int, n_min: int, n_max: int) -> I
         yield n_min + f, sines[:, f::count], cosines[:, f::count]
 
 
-def fourier_reference(z: Tensor, n_min: int, n_max: int) -> Tensor:
+def fourier_reference(z: Tensor, n_min: int, n_max: int, dtype: torch.dtype) -> Tensor:
     """Plain PyTorch, one frequency at a time."""
-    out = out_like(z, n_min, n_max)
+    out = out_like(z, n_min, n_max, dtype)
     out[:, : z.shape[1]] = z
-    for n, sine, cosine in feature_planes(out, z.shape[1], n_min, n_max):
-        angle = reduced_angle(z, n)
-        sine.copy_(angle.sin())
-        cosine.copy_(angle.cos_())
+    for part in parts(z, CACHED):
+        whole = z[part].float()
+        for n, sine, cosine in feature_planes(out[part], z.shape[1], n_min, n_max):
+            angle = reduced_angle(whole, n)
+            if dtype == torch.float32:
+                torch.sin(angle, out=sine)
+                torch.cos(angle, out=cosine)
+            else:
+                sine.copy_(angle.sin())
+                cosine.copy_(angle.cos_())
     return out
 
 
 def gradient_reference(grad: Tensor, z: Tensor, n_min: int, n_max: int) -> Tensor:
     """Gradient to z: grad_z + Σ_f 2^n pi (grad_sin cos - grad_cos sin), the features computed again."""
-    total = grad[:, : z.shape[1]].to(torch.float32, copy=True)
-    for n, by_sine, by_cosine in feature_planes(grad, z.shape[1], n_min, n_max):
-        angle = reduced_angle(z, n)
-        by_angle = angle.cos().mul_(by_sine).sub_(angle.sin_().mul_(by_cosine))
-        total.add_(by_angle, alpha=2.0**n * math.pi)
-    return in_layout_of(total.to(z.dtype), z)
+    out = torch.empty_like(z)
+    for part in parts(z, CACHED):
+        whole, total = z[part].float(), grad[part, : z.shape[1]].to(torch.float32, copy=True)
+        for n, by_sine, by_cosine in feature_planes(grad[part], z.shape[1], n_min, n_max):
+            angle = reduced_angle(whole, n)
+            by_angle = angle.cos().mul_(by_sine).sub_(angle.sin_().mul_(by_cosine))
+            total.add_(by_angle, alpha=2.0**n * math.pi)
+        out[part] = total
+    return out
 
 
 # ------------------------------------------------------------------------------------------------ Triton
 
 
 @jit
-def sincos_half_turns(w):
-    """sin(pi w) and cos(pi w) with the argument reduced exactly."""
-    r = w - 2.0 * tl.floor(0.5 * w + 0.5)
-    sin, cos = sincos_turns(0.5 * tl.abs(r))
-    return tl.where(r < 0.0, -sin, sin), cos
+def double_angle(sin, cos):
+    """sin 2a = 2 sin a cos a, cos 2a = 2 cos² a - 1; the error grows from 2e-7 to 3e-7."""
+    return 2.0 * sin * cos, 2.0 * cos * cos - 1.0
 
 
 @jit
-def fourier_kernel(
-    z_ptr, out_ptr, channels, n, blocks, scale_min, FEATURES: constexpr, BLOCK: constexpr
-):  # fmt: skip
-    """z and its features for one block of one channel of one sample; program (sample · channels + channel) · blocks."""
-    row = tl.program_id(0) // blocks
-    i = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    sample, channel = row // channels, row % channels
-    z = tl.load(z_ptr + row.to(tl.int64) * n + i, mask=i < n, other=0.0)
-    base = sample.to(tl.int64) * n * channels * (1 + 2 * FEATURES)
-    tl.store(out_ptr + base + channel * n + i, z, mask=i < n)
-    w = z.to(tl.float32) * scale_min
+def fourier_kernel(z_ptr, out_ptr, channels, n, scale_min, FEATURES: constexpr, BLOCK: constexpr):
+    """z and its features for one block of one channel of one sample, in that order of the grid's axes.
+
+    Every other frequency is the double angle of the one before.
+    """
+    HALF: constexpr = out_ptr.dtype.element_ty.primitive_bitwidth == 16
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    channel, sample = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    base = sample * (channels * n)
+    z = tl.load(z_ptr + base + channel * n + i, mask=i < n, other=0.0).to(tl.float32)
+    out_ptr += base * (1 + 2 * FEATURES)
+    tl.store(out_ptr + channel * n + i, z.to(out_ptr.dtype.element_ty), mask=i < n)
+    sin_ptr = out_ptr + (channels + channel * FEATURES) * n
+    cos_ptr = sin_ptr + channels * FEATURES * n
+    turns = z * scale_min
+    sin, cos = turns, turns
     for f in tl.static_range(FEATURES):
-        sin, cos = sincos_half_turns(w)
-        sin_at = out_ptr + base + (channels + channel * FEATURES + f) * n + i
-        cos_at = out_ptr + base + (channels * (1 + FEATURES) + channel * FEATURES + f) * n + i
-        tl.store(sin_at, sin.to(out_ptr.dtype.element_ty), mask=i < n)
-        tl.store(cos_at, cos.to(out_ptr.dtype.element_ty), mask=i < n)
-        w = w * 2.0
+        if f % 2 == 0:
+            sin, cos = sincos_turns(turns, HALF)
+            turns = turns * 4.0
+        else:
+            sin, cos = double_angle(sin, cos)
+        tl.store(sin_ptr + f * n + i, sin.to(out_ptr.dtype.element_ty), mask=i < n)
+        tl.store(cos_ptr + f * n + i, cos.to(out_ptr.dtype.element_ty), mask=i < n)
 
 
 @jit
-def gradient_kernel(
-    grad_ptr, z_ptr, out_ptr, channels, n, blocks, scale_min, FEATURES: constexpr, BLOCK: constexpr
-):  # fmt: skip
+def fourier_gradient_kernel(grad_ptr, z_ptr, out_ptr, channels, n, scale_min, FEATURES: constexpr, BLOCK: constexpr):
     """Gradient to z for one block of one channel of one sample."""
-    row = tl.program_id(0) // blocks
-    i = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    sample, channel = row // channels, row % channels
-    w = tl.load(z_ptr + row.to(tl.int64) * n + i, mask=i < n, other=0.0).to(tl.float32) * scale_min
-    base = sample.to(tl.int64) * n * channels * (1 + 2 * FEATURES)
-    total = tl.load(grad_ptr + base + channel * n + i, mask=i < n, other=0.0).to(tl.float32)
-    rate = scale_min * 3.141592653589793
+    HALF: constexpr = out_ptr.dtype.element_ty.primitive_bitwidth == 16
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    channel, sample = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    base = sample * (channels * n)
+    at = base + channel * n + i
+    turns = tl.load(z_ptr + at, mask=i < n, other=0.0).to(tl.float32) * scale_min
+    grad_ptr += base * (1 + 2 * FEATURES)
+    total = tl.load(grad_ptr + channel * n + i, mask=i < n, other=0.0).to(tl.float32)
+    sin_ptr = grad_ptr + (channels + channel * FEATURES) * n
+    cos_ptr = sin_ptr + channels * FEATURES * n
+    rate = scale_min * _TWO_PI
+    sin, cos = turns, turns
     for f in tl.static_range(FEATURES):
-        sin, cos = sincos_half_turns(w)
-        sin_at = grad_ptr + base + (channels + channel * FEATURES + f) * n + i
-        cos_at = grad_ptr + base + (channels * (1 + FEATURES) + channel * FEATURES + f) * n + i
-        by_sin = tl.load(sin_at, mask=i < n, other=0.0).to(tl.float32)
-        by_cos = tl.load(cos_at, mask=i < n, other=0.0).to(tl.float32)
+        if f % 2 == 0:
+            sin, cos = sincos_turns(turns, HALF)
+            turns = turns * 4.0
+        else:
+            sin, cos = double_angle(sin, cos)
+        by_sin = tl.load(sin_ptr + f * n + i, mask=i < n, other=0.0).to(tl.float32)
+        by_cos = tl.load(cos_ptr + f * n + i, mask=i < n, other=0.0).to(tl.float32)
         total += rate * (by_sin * cos - by_cos * sin)
-        w = w * 2.0
         rate = rate * 2.0
-    tl.store(out_ptr + row.to(tl.int64) * n + i, total.to(out_ptr.dtype.element_ty), mask=i < n)
+    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=i < n)
 
 
-def channel_grid(z: Tensor, features: int) -> tuple[int, int, int, int]:
-    """Split channels into blocks: ``(programs, n, blocks, block)`` for z [B, C, ...] of n elements per channel."""
-    rows = z.shape[0] * z.shape[1]
-    n = z.numel() // rows if rows else 0
-    if z[:1].numel() * features >= 2**31 - BLOCK:
-        shape = tuple(z.shape[1:])
-        raise ValueError(
-            f"fourier_features: the features of a sample of shape {shape}; allowed: fewer than 2**31 elements"
-        )
-    return split(rows, n)
+def channel_launches(z: Tensor, features: int) -> Iterator[tuple[slice, tuple[int, int, int], int, int]]:
+    """Yield ``(samples, grid, n, block)``: launches over (block, channel, sample) for z [B, C, ...], n per channel.
+
+    A grid of three axes needs no division in the kernel; its last two end at 65535, hence one launch per as many
+    samples.
+
+    Raises:
+        ValueError: the features of one sample are 2³¹ elements or more, or there are more than 65535 channels.
+    """
+    batch, channels = z.shape[:2]
+    if z[:1].numel() * features >= 2**31 - BLOCK or channels > AXIS:
+        allowed = f"features of fewer than 2**31 elements per sample, and at most {AXIS} channels"
+        raise ValueError(f"fourier_features: a sample of shape {tuple(z.shape[1:])}; allowed: {allowed}")
+    _, n, blocks, block = split(1, z.numel() // (batch * channels) if batch * channels else 0)
+    for first in range(0, batch if n and channels else 0, AXIS):
+        samples = slice(first, min(first + AXIS, batch))
+        yield samples, (blocks, channels, samples.stop - first), n, block
 
 
-def fourier_triton(z: Tensor, n_min: int, n_max: int) -> Tensor:
+def fourier_triton(z: Tensor, n_min: int, n_max: int, dtype: torch.dtype) -> Tensor:
     """Launch the kernel over a contiguous copy where the layout of z asks for one."""
-    programs, n, blocks, block = channel_grid(z, 1 + 2 * (n_max - n_min + 1))
-    out = out_like(z, n_min, n_max)
+    features = n_max - n_min + 1
+    out = out_like(z, n_min, n_max, dtype)
     flat = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
-    if programs:
-        features = n_max - n_min + 1
-        fourier_kernel[(programs,)](
-            z.contiguous(), flat, z.shape[1], n, blocks, 2.0**n_min, FEATURES=features, BLOCK=block
+    whole = z.contiguous()
+    for part, grid, n, block in channel_launches(z, 1 + 2 * features):
+        fourier_kernel[grid](
+            whole[part], flat[part], z.shape[1], n, 2.0 ** (n_min - 1), FEATURES=features, BLOCK=block, num_warps=WARPS
         )
     return out if flat is out else out.copy_(flat)
 
 
 def gradient_triton(grad: Tensor, z: Tensor, n_min: int, n_max: int) -> Tensor:
     """Launch the gradient over contiguous copies where the layout of an argument asks for one."""
-    programs, n, blocks, block = channel_grid(z, 1 + 2 * (n_max - n_min + 1))
+    features = n_max - n_min + 1
     out = torch.empty_like(z, memory_format=torch.contiguous_format)
-    if programs:
-        features = n_max - n_min + 1
-        gradient_kernel[(programs,)](
-            grad.contiguous(), z.contiguous(), out, z.shape[1], n, blocks, 2.0**n_min, FEATURES=features, BLOCK=block
-        )
+    whole_grad, whole = grad.contiguous(), z.contiguous()
+    for part, grid, n, block in channel_launches(z, 1 + 2 * features):
+        fourier_gradient_kernel[grid](
+            whole_grad[part], whole[part], out[part], z.shape[1], n, 2.0 ** (n_min - 1),
+            FEATURES=features, BLOCK=block, num_warps=WARPS,
+        )  # fmt: skip
     return in_layout_of(out, z)
 
 
 # ------------------------------------------------------------------------------------------------ registration
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
-    z, ctx.n_min, ctx.n_max = inputs
+def _save(ctx: Any, inputs: tuple[Tensor, int, int, torch.dtype], output: Tensor) -> None:
+    z, ctx.n_min, ctx.n_max, _ = inputs
     ctx.save_for_backward(z)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    return _gradient_op(grad, ctx.saved_tensors[0], ctx.n_min, ctx.n_max), None, None
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    return _gradient_op(grad, ctx.saved_tensors[0], ctx.n_min, ctx.n_max), None, None, None
 
 
 _gradient_op = register(
@@ -196,7 +231,7 @@ _gradient_op = register(
     lambda grad, z, n_min, n_max: torch.empty_like(z),
 )
 _fourier_op = register(
-    "fourier_features(Tensor z, int n_min, int n_max) -> Tensor",
+    "fourier_features(Tensor z, int n_min, int n_max, ScalarType dtype) -> Tensor",
     fourier_reference,
     fourier_triton,
     out_like,

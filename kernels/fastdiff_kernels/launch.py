@@ -5,6 +5,7 @@ them runs is decided here, from the device of the data and the backend, and nowh
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:  # neither Triton's language nor a kernel's body can be type-checked
     triton: Any
     tl: Any
+    libdevice: Any
     from typing import Any as constexpr  # noqa: N813
 
     def jit(function: Callable) -> Any: ...  # noqa: D103
@@ -25,6 +27,7 @@ else:
         import triton.language as tl
         from triton import jit
         from triton.language import constexpr
+        from triton.language.extra import libdevice
     except ImportError:  # macOS, Windows: the reference path serves everything, no kernel is ever launched
 
         class constexpr:  # noqa: N801
@@ -33,7 +36,7 @@ else:
             def __init__(self, value: object) -> None:
                 self.value = value
 
-        triton = tl = None
+        triton = tl = libdevice = None
 
         def jit(function: Callable) -> Callable:
             """Leave a kernel as it is."""
@@ -41,7 +44,8 @@ else:
 
 
 BACKENDS = ("triton", "interpreter", "torch")
-BLOCK = 1024  # elements of one program: 8 per thread at 4 warps, two 128-bit accesses in fp32
+BLOCK = 1024  # elements of one program
+WARPS = 2  # so 16 elements per thread: what a program does once costs little per element
 _forced: list[str] = []
 
 
@@ -50,14 +54,17 @@ def backend() -> str:
 
     ``"triton"``: data on a GPU goes to the compiled kernels, data on a CPU to the reference. ``"interpreter"``: the
     kernels run in Triton's interpreter on any device, slowly, for debugging; chosen by ``TRITON_INTERPRET=1`` in the
-    environment before the first import. ``"torch"``: the reference runs everywhere. ``FASTDIFF_BACKEND`` overrides
-    the choice.
+    environment before the first import. ``"torch"``: the reference runs everywhere. ``FASTDIFF_BACKEND`` in the
+    environment overrides the choice; it is read once, at the first use.
 
     Raises:
         BackendError: ``FASTDIFF_BACKEND`` names no backend, or one that this process cannot run.
     """
-    if _forced:
-        return _forced[-1]
+    return _forced[-1] if _forced else _chosen()
+
+
+@functools.cache
+def _chosen() -> str:
     wanted = os.environ.get("FASTDIFF_BACKEND", "auto")
     if wanted != "auto":
         _check_backend(wanted, "FASTDIFF_BACKEND")
@@ -76,10 +83,6 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _forced.pop()
-
-
-def _interpreting() -> bool:
-    return triton is not None and bool(triton.knobs.runtime.interpret)
 
 
 class BackendError(RuntimeError):
@@ -131,7 +134,10 @@ def register(
     def on_cuda(*args: Any) -> Any:
         if launcher is None or backend() == "torch":
             return reference(*args)
-        with torch.cuda.device_of(args[0]):
+        device = args[0].get_device()
+        if device == torch.cuda.current_device():  # the usual case, without a context manager
+            return launcher(*args)
+        with torch.cuda.device(device):
             return launcher(*args)
 
     _LIBRARY.impl(name, on_cpu, "CPU")
@@ -140,6 +146,26 @@ def register(
     if backward is not None:
         torch.library.register_autograd(f"fastdiff::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
     return getattr(torch.ops.fastdiff, name).default
+
+
+@jit
+def locate(blocks, BLOCK: constexpr):
+    """(sample, first element) of this program. Both numbers are below 2**31: the unsigned division is the cheaper."""
+    blocks = tl.cast(blocks, tl.uint32)
+    program = tl.program_id(0).to(tl.uint32)
+    sample = program // blocks
+    return sample.to(tl.int32), (program - sample * blocks).to(tl.int32) * BLOCK
+
+
+@functools.cache
+def _interpreting() -> bool:
+    """Whether kernels are interpreted: decided when they are decorated, once and for all."""
+    return triton is not None and bool(triton.knobs.runtime.interpret)
+
+
+def fast_math(x: Tensor) -> bool:
+    """Whether kernels on x may use NVIDIA's approximate instructions: where the result is rounded to 16 bits anyway."""
+    return x.element_size() == 2 and torch.version.cuda is not None and not _interpreting()
 
 
 def grid_of(x: Tensor) -> tuple[int, int, int, int]:
@@ -151,12 +177,21 @@ def grid_of(x: Tensor) -> tuple[int, int, int, int]:
     Raises:
         ValueError: one sample holds 2³¹ elements or more (offsets inside a sample are 32 bits).
     """
+    return split(x.shape[0], sample_size(x))
+
+
+def sample_size(x: Tensor) -> int:
+    """Count the elements of one sample of x [B, ...].
+
+    Raises:
+        ValueError: one sample holds 2³¹ elements or more (offsets inside a sample are 32 bits).
+    """
     n = x.numel() // x.shape[0] if x.shape[0] else 0
     if n >= 2**31 - BLOCK:
         raise ValueError(
             f"one sample of shape {tuple(x.shape[1:])} holds {n} elements; allowed: fewer than 2**31 - {BLOCK}"
         )
-    return split(x.shape[0], n)
+    return n
 
 
 def split(rows: int, n: int) -> tuple[int, int, int, int]:
@@ -177,6 +212,12 @@ def in_layout_of(result: Tensor, x: Tensor) -> Tensor:
 def flat(x: Tensor) -> Tensor:
     """View x [B, ...] as [B, n]; x [B] as [B, 1]."""
     return x.flatten(1) if x.dim() > 1 else x[:, None]
+
+
+def parts(x: Tensor, size: int) -> Iterator[slice]:
+    """Samples of x [B, ...], about ``size`` elements at a time: a reference's temporaries then stay in a cache."""
+    samples = max(1, size // max(1, x[:1].numel()))
+    yield from (slice(first, first + samples) for first in range(0, len(x), samples))
 
 
 def per_sample(value: Tensor, x: Tensor) -> Tensor:

@@ -9,6 +9,9 @@ from fastdiff_kernels import (
     diffuse,
     eps_loss,
     fourier_features,
+    gaussian_log_ratio,
+    launch,
+    reparameterize,
     sampler_step,
     use_backend,
 )
@@ -34,19 +37,35 @@ OP_SAMPLES = {
     "diffuse_gamma_gradient": [(data(0), data(1), torch.zeros(2), NOISE.key)],
     "eps_squared_error": [(data(0, True), NOISE.key), (last(data(0, True)), data(1))],
     "eps_loss_gradient": [(torch.ones(2), data(0), NOISE.key), (torch.ones(2), last(data(0)), data(1))],
-    "fourier_features": [(data(0, True), 3, 4), (last(data(0, True)), 3, 4)],
+    "fourier_features": [(data(0, True), 3, 4, torch.float32), (last(data(0, True)), 3, 4, torch.bfloat16)],
     "fourier_gradient": [(data(0, shape=(2, 15, 4, 5)), data(1), 3, 4)],
     "sampler_step": [
-        (data(0, True), data(1, True), ROW, NOISE.key, 1.0, data(2, True), data(3, True), data(4, True), 1.5, True),
-        (last(data(0)), data(1), ROW, None, None, None, None, None, 1.0, False),
+        (data(0, True), data(1, True), ROW, None, NOISE.key, 1.0, data(2, True), data(3), data(4, True), 1.5, True),
+        (last(data(0)), data(1), ROW, None, None, None, None, data(3, True), None, 1.0, False),
+        (data(0), data(1), torch.stack([ROW, ROW]), torch.tensor([1]), NOISE.key, None, None, None, None, 1.0, False),
     ],
-    "sampler_step_gradient": [(data(0), data(1), data(2), data(3), ROW, 1.0, data(4), data(5), 1.5)],
+    "sampler_step_gradient": [(data(0), data(1), data(2), data(3), ROW, None, 1.0, data(4), data(5), 1.5)],
     "decoder_nll": [
-        (torch.zeros(2, 3, 4, 5, dtype=torch.uint8), data(0, True), torch.zeros(2, 3, 4, 5).requires_grad_(), 17)
+        (torch.zeros(2, 3, 4, 5, dtype=torch.uint8), data(0, True), torch.zeros(2, 3, 4, 5).requires_grad_(), 17),
+        (torch.zeros(2, 3, 4, 5, dtype=torch.uint8), last(data(0, True)), torch.zeros(2).requires_grad_(), 17),
     ],
     "decoder_nll_gradient": [
-        (torch.ones(2), torch.zeros(2, 3, 4, 5, dtype=torch.uint8), data(0), torch.zeros(2, 3, 4, 5), 17)
+        (torch.ones(2), torch.zeros(2, 3, 4, 5, dtype=torch.uint8), data(0), torch.zeros(2, 3, 4, 5), 17),
+        (torch.ones(2), torch.zeros(2, 3, 4, 5, dtype=torch.uint8), last(data(0)), torch.zeros(2), 17),
     ],
+    "reparameterize": [
+        (data(0, True), data(1, True), NOISE.key),
+        (last(data(0, True)), data(1).bfloat16(), data(2)),
+    ],
+    "reparameterize_gradient": [
+        (torch.ones(2), data(0), data(1), data(2), NOISE.key),
+        (torch.ones(2), None, last(data(0)), data(1).bfloat16(), data(2)),
+    ],
+    "gaussian_log_ratio": [
+        tuple(data(k, True) for k in range(5)),
+        (last(data(0, True)), data(1).bfloat16(), data(2), data(3), data(4)),
+    ],
+    "gaussian_log_ratio_gradient": [(torch.ones(2), last(data(0)), data(1).bfloat16(), data(2), data(3), data(4))],
 }
 
 
@@ -72,7 +91,9 @@ def whole_card(x, gamma, weight, row, z_prev):
     loss = eps_loss(features[:, :3], NOISE, weight)
     z_s, x_hat = sampler_step(z_t, features[:, 3:6], row, NOISE, clip=1.0, x_prev=z_prev)
     nll = decoder_nll(torch.zeros(x.shape, dtype=torch.uint8), z_s, gamma, levels=17)
-    return loss.sum() + (z_s * x_hat).sum() + nll.sum()
+    z, kl = reparameterize(z_s, x_hat, NOISE)
+    ratio = gaussian_log_ratio(z, z_s, x_hat, x, z_t)
+    return loss.sum() + (z_s * x_hat).sum() + nll.sum() + (kl * ratio).sum()
 
 
 def test_compiled_whole_equals_eager_forward_and_backward():
@@ -117,6 +138,13 @@ WRONG = {
     r"decoder_nll: x is \(2, 3, 4, 4\)": lambda: decoder_nll(X[..., :4].byte(), X, GAMMA),
     "levels is 1; allowed: 2 to 256": lambda: decoder_nll(X.byte(), X, GAMMA, 1),
     r"decoder_nll: logvar has shape \(2, 3, 4, 4\)": lambda: decoder_nll(X.byte(), X, X[..., :4]),
+    r"decoder_nll: logvar has shape \(3,\); allowed: \(2,\)": lambda: decoder_nll(X.byte(), X, torch.zeros(3)),
+    "reparameterize: mean has dtype torch.float64": lambda: reparameterize(X.double(), X, NOISE),
+    r"reparameterize: logvar has shape \(2,\); allowed: the shape of mean": lambda: reparameterize(X, GAMMA, NOISE),
+    "reparameterize: noise requires a gradient": lambda: reparameterize(X, X, X.clone().requires_grad_()),
+    "gaussian_log_ratio: z is a float": lambda: gaussian_log_ratio(0.0, X, X, X, X),
+    r"gaussian_log_ratio: mean_p has shape \(2, 3, 4, 4\)": lambda: gaussian_log_ratio(X, X, X, X[..., :4], X),
+    "gaussian_log_ratio: logvar_p is on meta": lambda: gaussian_log_ratio(X, X, X, X, X.to("meta")),
 }
 
 
@@ -131,9 +159,13 @@ def test_backend_is_chosen_and_named(monkeypatch):
     with use_backend("interpreter"):
         assert backend() == "interpreter"
     monkeypatch.setenv("FASTDIFF_BACKEND", "auto")
+    launch._chosen.cache_clear()
     assert backend() == "interpreter"
     monkeypatch.setenv("FASTDIFF_BACKEND", "cuda")
+    launch._chosen.cache_clear()
     with pytest.raises(RuntimeError, match="unknown backend 'cuda'; allowed: auto, triton, interpreter, torch"):
         backend()
     with pytest.raises(RuntimeError, match="backend 'triton' needs a GPU"), use_backend("triton"):
         pass
+    monkeypatch.undo()
+    launch._chosen.cache_clear()

@@ -1,0 +1,213 @@
+"""What every kernel costs in machine code, for GPUs that need not be there.
+
+    python benchmarks/static_cost.py                     every kernel for sm_80, sm_90, sm_100 and gfx942; some minutes
+    python benchmarks/static_cost.py diffuse --targets sm_90 --json costs.json
+
+(TRITON_INTERPRET must not be set: the interpreter and the compiler cannot share a process.) Each kernel is compiled as
+it is launched, with pointers and sizes that are multiples of 16, or as small images would have it. Registers and stack
+come from the resource usage of the cubin, or from AMD's metadata; loads and stores are the widest to global memory in
+the code; a spill is an access to local memory, or AMD's own count.
+
+Instructions per element are all machine instructions but NOP, over the elements of a thread. That is the straight path:
+a loop counts once, not per turn, and both sides of a branch count. What it leaves out: how long an instruction takes
+(a special function occupies its unit for several cycles, a 64-bit product for two), waiting for memory, dependencies,
+and the launch. So it bounds the time from below on the side of arithmetic, and compares versions of one kernel.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import triton
+from kernel_variants import VARIANTS, Variant
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+TYPES = {"float32": "*fp32", "bfloat16": "*bf16"}
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+COLUMNS = ("registers", "spills", "stack", "instructions", "load", "store", "seconds")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One kernel on one target.
+
+    spills: accesses to local memory; stack: bytes; instructions: per element; load, store: bits of the widest global
+    access, 0 for none; seconds: of compilation; keeps_nan: whether a NaN-propagating minimum or maximum is in it
+    (NVIDIA only); reduces, aside: as in `Variant`.
+    """
+
+    kernel: str
+    variant: str
+    dtype: str
+    target: str
+    registers: int
+    spills: int
+    stack: int
+    instructions: float
+    load: int
+    store: int
+    seconds: float
+    keeps_nan: bool
+    reduces: bool
+    aside: bool
+
+
+def jobs(pattern: str, targets: list[str], brief: bool) -> Iterator[tuple[int, str, str]]:
+    """(place in `VARIANTS`, dtype, target): all, or where ``brief`` all but the side variants on sm_80 and sm_100."""
+    for place, variant in enumerate(VARIANTS):
+        if not re.search(pattern, f"{variant.kernel} {variant.name}"):
+            continue
+        for target in targets:
+            if not (brief and variant.aside and target in ("sm_80", "sm_100")):
+                yield from ((place, dtype, target) for dtype in TYPES)
+
+
+def cost(place: int, dtype: str, target: str) -> Cost:
+    """Compile one of `VARIANTS` and read its machine code."""
+    variant = VARIANTS[place]
+    start = perf_counter()
+    compiled = compile_for(TARGETS[target], variant, dtype)
+    seconds = perf_counter() - start
+    read = read_nvidia if "cubin" in compiled.asm else read_amd
+    found = read(compiled, TARGETS[target].warp_size * variant.warps)
+    found["instructions"] = round(found["instructions"] / variant.elements, 1)
+    known = {"reduces": variant.reduces, "aside": variant.aside}
+    return Cost(variant.kernel, variant.name, dtype, target, seconds=round(seconds, 2), **known, **found)
+
+
+def compile_for(target: GPUTarget, variant: Variant, dtype: str) -> Any:
+    """Machine code for pointers and sizes that are multiples of 16, as far as the variant is aligned."""
+    names = variant.function.arg_names
+    constants = dict(variant.constants)
+    if "FAST" in names:
+        constants["FAST"] = dtype != "float32" and target.backend == "cuda"
+    signature = {name: "constexpr" if name in constants else variant.types[name] for name in names}
+    signature = {name: kind.replace("DATA", TYPES[dtype]) for name, kind in signature.items()}
+    aligned = {
+        (position,): [["tt.divisibility", 16]]
+        for position, name in enumerate(names)
+        if signature[name].startswith("*") or (name in variant.multiples and signature[name] == "i32")
+    }
+    source = ASTSource(fn=variant.function, signature=signature, constexprs=constants, attrs=aligned)
+    return triton.compile(source, target=target, options={"num_warps": variant.warps})
+
+
+def read_nvidia(compiled: Any, threads: int) -> dict[str, Any]:
+    """Registers, spills, stack, instructions times threads, widest accesses, from cuobjdump and nvdisasm."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", cubin.name)
+        code = _tool("nvdisasm", "-c", cubin.name)
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # pyright: ignore[reportOptionalMemberAccess]
+    names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", code)
+    return {
+        "registers": registers,
+        "spills": sum(name.startswith(("LDL", "STL")) for name in names),
+        "stack": stack,
+        "instructions": threads * sum(name != "NOP" for name in names),
+        "load": max((_bits(name) for name in names if name.startswith("LDG")), default=0),
+        "store": max((_bits(name) for name in names if name.startswith("STG")), default=0),
+        "keeps_nan": "max.NaN" in compiled.asm["ptx"],
+    }
+
+
+def read_amd(compiled: Any, threads: int) -> dict[str, Any]:
+    """The same from AMD's assembly and its metadata."""
+    text = compiled.asm["amdgcn"]
+    meta = {name: int(value) for name, value in re.findall(r"\.(\w+):\s+(\d+)\s*$", text, re.MULTILINE)}
+    names = re.findall(r"^\t([sv]_\w+|global_\w+|buffer_\w+|ds_\w+|flat_\w+|scratch_\w+)", text, re.MULTILINE)
+    memory = [name for name in names if name.startswith(("global_", "buffer_"))]
+    return {
+        "registers": meta["vgpr_count"],
+        "spills": meta["vgpr_spill_count"] + meta["sgpr_spill_count"],
+        "stack": meta["private_segment_fixed_size"],
+        "instructions": threads * sum(name != "s_nop" for name in names),
+        "load": max((_amd_bits(name) for name in memory if "_load_" in name), default=0),
+        "store": max((_amd_bits(name) for name in memory if "_store_" in name), default=0),
+        "keeps_nan": False,
+    }
+
+
+def _bits(name: str) -> int:
+    """Width of LDG.E.128 and the like; 32 where none is written."""
+    found = re.search(r"\.(?:[US](8|16)|(64|128))(?:\.|$)", name)
+    return int(found.group(1) or found.group(2)) if found else 32
+
+
+def _amd_bits(name: str) -> int:
+    found = re.search(r"dwordx(\d)", name)
+    return 32 * int(found.group(1)) if found else 32 if "dword" in name else 16 if "short" in name else 8
+
+
+def _tool(name: str, *arguments: str) -> str:
+    return subprocess.run([str(TOOLS / name), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def table(costs: list[Cost]) -> str:
+    """Lay the costs out in columns."""
+    lines = [["kernel", "variant", "dtype", "target", *COLUMNS]]
+    for row in costs:
+        figures = [str(getattr(row, name)) for name in COLUMNS]
+        lines.append([row.kernel, row.variant, row.dtype, row.target, *figures])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    places = [str.ljust] * 4 + [str.rjust] * len(COLUMNS)
+    return "\n".join(
+        "  ".join(place(*cell) for place, *cell in zip(places, line, widths, strict=True)) for line in lines
+    )
+
+
+def main() -> int:
+    """Compile, print the table, write JSON where asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("kernel", nargs="?", default="", help="only kernels whose name and variant match this pattern")
+    parser.add_argument("--targets", default=",".join(TARGETS), help=f"a list of {', '.join(TARGETS)}")
+    parser.add_argument("--brief", action="store_true", help="leave side variants out on sm_80 and sm_100")
+    parser.add_argument("--cached", action="store_true", help="use Triton's cache; compile seconds then mean nothing")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the table as JSON, too")
+    options = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET", "0") != "0":
+        parser.error("TRITON_INTERPRET is set; allowed: unset, since interpreted kernels cannot be compiled")
+    targets = options.targets.split(",")
+    if unknown := sorted(set(targets) - set(TARGETS)):
+        parser.error(f"unknown target {', '.join(unknown)}; allowed: {', '.join(TARGETS)}")
+    work = list(jobs(options.kernel, targets, options.brief))
+    if not work:
+        parser.error(
+            f"no kernel matches {options.kernel!r}; there are {', '.join(sorted({v.kernel for v in VARIANTS}))}"
+        )
+    with tempfile.TemporaryDirectory() as fresh:
+        if not options.cached:
+            os.environ["TRITON_CACHE_DIR"] = fresh
+        with ProcessPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            costs = []
+            for done in pool.map(cost, *zip(*work, strict=True)):
+                costs.append(done)
+                print(f"\r{len(costs)} of {len(work)} compiled", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    print(table(costs))
+    if options.json is not None:
+        content = {"triton": triton.__version__, "rows": [asdict(row) for row in costs]}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""The operations on the device that is about to be timed: the first half of `make bench-gpu`.
+
+    pytest benchmarks/test_correctness.py            on this machine's GPU, and on its CPU as far as that goes
+
+Values and gradients against float64, sizes that are odd and pointers that are misaligned, more than 2³¹ elements, two
+runs bit for bit, and a replayed CUDA graph against eager calls. The suite of `tests/` runs the same kernels in Triton's
+interpreter; what only a GPU shows is its rounding, its instructions for 16-bit results, its memory and its graphs.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from kernels.test_operations import CASES, DTYPES, UNIT, Case, run
+from torch import Tensor
+
+from fastdiff.kernels import Noise, Stream, diffuse, eps_loss, fourier_features, sampler_step, use_backend
+
+SHAPES = ((3, 2, 5, 7), (1, 1, 1, 1), (5, 3, 32, 32), (2, 1, 1, 1031), (3, 4, 61, 67), (0, 3, 4, 4))
+ALIGNMENTS = ("aligned", "misaligned")
+BOTH = pytest.mark.parametrize("device", ["cpu", "cuda"], indirect=True)
+NORMAL_ERROR = 4e-6  # of a drawn normal, by its contract
+FAST_RMS = 1e-5  # where the result is rounded to 16 bits
+
+
+def placed(x: Tensor, device: torch.device, alignment: str) -> Tensor:
+    """x on the device, at an address that is a multiple of 16 bytes or just not."""
+    if alignment == "aligned" or x.dim() < 2:
+        return x.to(device)
+    padded = torch.empty(x.numel() + 1, dtype=x.dtype, device=device)
+    return padded[1:].copy_(x.flatten()).view(x.shape)
+
+
+def evaluated(case: Case, tensors: list[Tensor], exact: bool = False) -> list[tuple[Tensor, bool]]:
+    """Values and gradients on the CPU, and of each whether it is a gradient."""
+    values, gradients = run(case.exact if exact else case.ours, tensors, case.differentiable)
+    return [(x.cpu(), False) for x in values] + [(x.cpu(), True) for x in gradients]
+
+
+def tolerance(name: str, given: torch.dtype, dtype: torch.dtype) -> float:
+    """Of the largest entry: rounding, and the error of drawn noise, which may be approximate where data has 16 bits."""
+    drawn = "drawn" in name
+    return UNIT[given] + (NORMAL_ERROR if dtype == torch.float32 else 10.0 * FAST_RMS) * drawn
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Against float64, at sizes of no and of several blocks, aligned and not."""
+    case = CASES[name]
+    for shape in SHAPES:
+        tensors = case.make(shape, dtype)
+        expected = evaluated(case, [t.double() if t.is_floating_point() else t for t in tensors], exact=True)
+        for alignment in ALIGNMENTS:
+            found = evaluated(case, [placed(t, device, alignment) for t in tensors])
+            for (ours, is_gradient), (exact, _) in zip(found, expected, strict=True):
+                assert ours.shape == exact.shape
+                scale = max(1.0, float(exact.abs().max())) if exact.numel() else 1.0
+                allowed = tolerance(name, dtype if is_gradient else ours.dtype, dtype)
+                error = float((ours.double() - exact).abs().max()) if exact.numel() else 0.0
+                assert error <= allowed * scale, f"{name} {shape} {alignment}: error {error / scale:.3g}"
+
+
+@BOTH
+@pytest.mark.parametrize("name", CASES)
+def test_two_runs_are_bit_identical(name: str, device: torch.device) -> None:
+    """Sums of many blocks too: nothing is added in an order that depends on the moment."""
+    tensors = [t.to(device) for t in CASES[name].make((3, 4, 61, 67), torch.float32)]
+    for (first, _), (second, _) in zip(*(evaluated(CASES[name], tensors) for _ in range(2)), strict=True):
+        assert torch.equal(first, second)
+
+
+@BOTH
+def test_noise_is_that_of_the_cpu(device: torch.device) -> None:
+    """Uniforms bit for bit; normals within the contract; where rounded to 16 bits within that and half a unit."""
+    noise, shape = Noise(2**63 + 11, step=7, first_sample=5, stream=Stream.SAMPLER), (37, 3, 61, 67)
+    with use_backend("torch"):
+        uniform, normal = noise.uniform(shape), noise.normal(shape)
+    assert torch.equal(noise.uniform(shape, device=device).cpu(), uniform)
+    assert (noise.normal(shape, device=device).cpu() - normal).abs().max() <= 2 * NORMAL_ERROR
+    # zero data and sigma = 1 / sqrt(2) in float16: what the kernel for 16 bits draws, before it is rounded coarsely
+    z = diffuse(torch.zeros(shape, dtype=torch.float16, device=device), torch.zeros(37, device=device), noise)
+    difference = z.cpu().double() * 2.0**0.5 - normal.double()
+    half_units = 2.0**-12 * normal.double().square().mean().sqrt() * 2.0
+    assert difference.square().mean().sqrt() <= FAST_RMS + half_units
+
+
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_more_than_2_to_the_31_elements(device: torch.device) -> None:
+    """Three samples of 2³⁰ elements: the last one equals the same sample alone, and what the CPU draws for its end."""
+    n, last = 2**30, slice(-4096, None)
+    x, gamma = torch.empty(3, n, dtype=torch.bfloat16, device=device), torch.zeros(3, device=device)
+    for sample in x:
+        sample.normal_()
+    noise = Noise(5, first_sample=2**32 - 1)
+    z = diffuse(x, gamma, noise)
+    alone = diffuse(x[2:], gamma[2:], noise.at(first_sample=2**32 + 1))
+    assert torch.equal(z[2], alone[0])
+    loss = eps_loss(z, noise, torch.ones(3, device=device))
+    torch.testing.assert_close(loss[2:], eps_loss(z[2:], noise.at(first_sample=1), gamma[2:] + 1.0), rtol=0, atol=0)
+    plain = z.float().sub_(x.float(), alpha=0.5**0.5).mul_(2.0**0.5)  # the noise that is in z
+    assert float(plain.mean(dtype=torch.float64).abs()) < 1e-3
+    assert float(plain[2, last].std()) == pytest.approx(1.0, abs=0.05)
+    features = fourier_features(x[:, : 2**29].view(3, 1, -1), 3, 3)
+    assert torch.equal(features[2], fourier_features(x[2:, : 2**29].view(1, 1, -1), 3, 3)[0])
+
+
+def graph_of(body: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Capture a call after it has run on a side stream, as capture asks for."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            body()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        body()
+    return graph
+
+
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_replayed_graph_draws_fresh_noise(device: torch.device, dtype: torch.dtype) -> None:
+    """One captured sampler step, replayed along the table, equals eager calls that name each step."""
+    shape, steps = (4, 3, 32, 32), 6
+    table = torch.rand(steps, 7, device=device)
+    start, eps_hat = torch.randn(shape, device=device).to(dtype), torch.randn(shape, device=device).to(dtype)
+    noise, z = Noise(9, stream=Stream.SAMPLER).to(device), start.clone()
+
+    def body() -> None:
+        z.copy_(sampler_step(z, eps_hat, table, noise, step=noise.counter, keep_x_hat=False)[0])
+        noise.advance()
+
+    graph = graph_of(body)
+    noise.counter.zero_()
+    z.copy_(start)
+    eager, seen = start, []
+    for k in range(steps):
+        graph.replay()
+        eager = sampler_step(eager, eps_hat, table[k], noise.at(step=k), keep_x_hat=False)[0]
+        assert torch.equal(z, eager)
+        seen.append(z.clone())
+    assert all(not torch.equal(a, b) for a, b in pairwise(seen))
+
+
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_a_captured_training_step(device: torch.device) -> None:
+    """Noising, loss and gradient in one graph: each replay equals the eager step of its noise."""
+    x = torch.randn(4, 3, 32, 32, device=device)
+    gamma, weight = torch.linspace(-4.0, 4.0, 4, device=device), torch.ones(4, device=device)
+    noise, gradient = Noise(9, stream=Stream.DIFFUSION).to(device), torch.empty_like(x)
+
+    def step(eps: Noise) -> Tensor:
+        z_t = diffuse(x, gamma, eps).requires_grad_()
+        return torch.autograd.grad(eps_loss(0.3 * z_t, eps, weight).sum(), z_t)[0]
+
+    def body() -> None:
+        gradient.copy_(step(Noise.from_key(noise.key.clone())))
+        noise.advance()
+
+    graph = graph_of(body)
+    noise.counter.zero_()
+    for k in range(3):
+        graph.replay()
+        assert torch.equal(gradient, step(noise.at(step=k)))
