@@ -72,6 +72,16 @@ def diffusers_step(z_t: Tensor, eps_hat: Tensor, steps: int, k: int) -> dict[str
     return {"diffusers": lambda: scheduler.step(eps_hat, t, z_t, return_dict=False)[0]}
 
 
+def norm_silu(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+) -> Tensor:
+    """silu(group_norm(x) (1 + scale) + shift), with scale and shift [B, C] or none."""
+    x = F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype))
+    if scale is not None and shift is not None:
+        x = torch.addcmul(shift[:, :, None, None], x, 1.0 + scale[:, :, None, None])
+    return F.silu(x)
+
+
 def level_nll(x: Tensor, mean: Tensor, logvar: Tensor, levels: int) -> Tensor:
     """-log softmax over the levels of a Gaussian at their centres, in nats [B]; builds [B, ..., levels] tensors."""
     centres = (2.0 * torch.arange(levels, device=x.device) + 1.0) / levels - 1.0

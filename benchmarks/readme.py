@@ -3,8 +3,10 @@
     python benchmarks/readme.py            rewrite README.md
     python benchmarks/readme.py --check    only say whether it is up to date (exit code 1 if not)
 
-Sources: docs/bound.jsonl (`fastdiff evaluate digits --steps 1,10,100,1000,inf --draws 256 --json`) and every
-benchmarks/results/*.json (`pytest benchmarks/ --benchmark-only --results PATH`).
+Sources: docs/bound.jsonl (`fastdiff evaluate digits --steps 1,10,100,1000,inf --draws 256 --json`), every
+benchmarks/results/*.json (`pytest benchmarks/ --benchmark-only --results PATH`), docs/static-cost.json
+(`python benchmarks/static_cost.py --json docs/static-cost.json`) and docs/host-cost.json
+(`python benchmarks/host_cost.py --json docs/host-cost.json`).
 """
 
 import json
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+ISSUE_RATE = 0.75 * 132 * 4 * 32 * 1.98e9  # an H200's instructions of threads per second, at 75 % of what it can issue
+BANDWIDTH = 4.3e12  # bytes per second of a copy on an H200
 
 
 def bound_table() -> str:
@@ -53,9 +57,49 @@ def benchmark_row(row: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def static_table() -> str:
+    """Machine code of every kernel on sm_90, and what it predicts for an H200."""
+    content = json.loads((ROOT / "docs/static-cost.json").read_text())
+    rows = [row for row in content["rows"] if row["target"] == "sm_90" and not row["aside"]]
+    lines = [
+        f"Triton {content['triton']}; fp32 / bf16:\n",
+        "| kernel | variant | instructions per element | registers | bytes per element | predicted share of copy |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for kernel, variant in dict.fromkeys((row["kernel"], row["variant"]) for row in rows):
+        both = [row for row in rows if (row["kernel"], row["variant"]) == (kernel, variant)]
+        columns = [
+            [f"{row['instructions']:.0f}" for row in both],
+            [str(row["registers"]) for row in both],
+            [str(row["moved"] or "") for row in both],
+            [f"{predicted_share(row):.0%}" if row["moved"] else "" for row in both],
+        ]
+        cells = [" / ".join(column) if column[0] else "" for column in columns]
+        lines.append(f"| {kernel} | {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def predicted_share(row: dict[str, Any]) -> float:
+    """Time of a copy of as many bytes over the larger of that time and the instructions'."""
+    copy, issue = row["moved"] / BANDWIDTH, row["instructions"] / ISSUE_RATE
+    return copy / max(copy, issue)
+
+
+def host_table() -> str:
+    """Host microseconds of an eager call beside the launch."""
+    content = json.loads((ROOT / "docs/host-cost.json").read_text())
+    lines = [f"{content['machine']['cpu']}, torch {content['machine']['torch']}:\n"]
+    lines += ["| operation | no gradient | recorded for a gradient |", "|---|---:|---:|"]
+    lines += [f"| {row['operation']} | {row['plain']:.1f} | {row['recorded']:.1f} |" for row in content["rows"]]
+    return "\n".join(lines)
+
+
 def rendered(text: str) -> str:
     """README.md with its tables replaced."""
-    for name, table in (("bound", bound_table()), ("benchmarks", benchmark_tables())):
+    tables = {
+        "bound": bound_table(), "benchmarks": benchmark_tables(), "static": static_table(), "host": host_table()
+    }  # fmt: skip
+    for name, table in tables.items():
         block = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
         text, count = block.subn(f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text)
         if count != 1:

@@ -35,6 +35,7 @@ from triton.compiler import ASTSource
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TYPES = {"float32": "*fp32", "bfloat16": "*bf16"}
+BYTES = {"float32": 4, "bfloat16": 2}
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -50,7 +51,7 @@ class Cost:
 
     spills: accesses to local memory; stack: bytes; instructions: per element; load, store: bits of the widest global
     access, 0 for none; seconds: of compilation; keeps_nan: whether a NaN-propagating minimum or maximum is in it
-    (NVIDIA only); reduces, aside: as in `Variant`.
+    (NVIDIA only); reduces, aside: as in `Variant`; moved: bytes per element, 0 where that is left out.
     """
 
     kernel: str
@@ -67,6 +68,7 @@ class Cost:
     keeps_nan: bool
     reduces: bool
     aside: bool
+    moved: int
 
 
 def jobs(pattern: str, targets: list[str], brief: bool) -> Iterator[tuple[int, str, str]]:
@@ -88,7 +90,8 @@ def cost(place: int, dtype: str, target: str) -> Cost:
     read = read_nvidia if "cubin" in compiled.asm else read_amd
     found = read(compiled, TARGETS[target].warp_size * variant.warps)
     found["instructions"] = round(found["instructions"] / variant.elements, 1)
-    known = {"reduces": variant.reduces, "aside": variant.aside}
+    moved = variant.accesses * BYTES[dtype] + variant.more_bytes
+    known = {"reduces": variant.reduces, "aside": variant.aside, "moved": moved}
     return Cost(variant.kernel, variant.name, dtype, target, seconds=round(seconds, 2), **known, **found)
 
 

@@ -25,6 +25,7 @@ from fastdiff.kernels import (
     eps_loss,
     fourier_features,
     gaussian_log_ratio,
+    group_norm_silu,
     reparameterize,
     sampler_step,
 )
@@ -140,6 +141,25 @@ def gaussian_log_ratio_case(z: Tensor) -> Case:
     return Case(name, "", ours, naive.log_ratio, inputs, inputs, moved, inputs, upstream)
 
 
+def group_norm_case(like: Tensor, modulated: bool, backward: bool) -> Case:
+    """Channels-last features of as many elements, with a scale and shift: reads x, writes y; backward 4 reads, 1 write.
+
+    Four channels per group. A user's model holds weight and bias in the dtype of its data; ours are float32.
+    """
+    size = next(size for size in ((128, 32, 32), (64, 8, 8), (4, 2, 2)) if like.numel() % math.prod(size) == 0)
+    x = like.reshape(-1, *size).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(2, size[0], device=x.device).unbind(0)
+    modulation = (0.5 * torch.randn(len(x), 2 * size[0], dtype=x.dtype, device=x.device)).chunk(2, 1)
+    args = x, size[0] // 4, weight, bias, *(modulation if modulated else ())
+    name, noise, ours = "group_norm_silu", "scale and shift" if modulated else "", partial(group_norm_silu, *args)
+    if not backward:
+        return Case(name, noise, ours, naive.norm_silu, args, args, _bytes(x, 2))
+    inputs = tuple(value.detach().requires_grad_() for value in args if isinstance(value, Tensor))
+    args, upstream = (inputs[0], args[1], *inputs[1:]), torch.randn_like(x)
+    ours = partial(group_norm_silu, *args)
+    return Case(f"{name} + gradient", noise, ours, naive.norm_silu, args, args, _bytes(x, 7), inputs, upstream)
+
+
 def decoder_nll_case(like: Tensor) -> Case:
     """The likelihood of bytes and its gradients: reads x and the mean twice, writes the mean's gradient.
 
@@ -166,6 +186,9 @@ CASES = {
     "reparameterize-given": partial(reparameterize_case, drawn=False),
     "reparameterize-drawn": partial(reparameterize_case, drawn=True),
     "gaussian_log_ratio": gaussian_log_ratio_case,
+    "group_norm_silu-forward": partial(group_norm_case, modulated=True, backward=False),
+    "group_norm_silu-both": partial(group_norm_case, modulated=True, backward=True),
+    "group_norm_silu-plain": partial(group_norm_case, modulated=False, backward=True),
     "decoder_nll": decoder_nll_case,
 }
 SETTINGS = [

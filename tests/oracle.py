@@ -69,3 +69,17 @@ def decoder_nll(x: Tensor, mean: Tensor, logvar: Tensor, levels: int) -> Tensor:
     logits = -0.5 * torch.exp(-logvar)[..., None] * (mean[..., None] - centres) ** 2
     chosen = torch.log_softmax(logits, -1).gather(-1, x.long()[..., None])[..., 0]
     return -chosen.flatten(1).sum(1)
+
+
+def group_norm_silu(x, groups, weight, bias, scale=None, shift=None, eps=1e-5):
+    """Normalise group by group, channel by channel; silu(v) = v / (1 + e^-v)."""
+    size, columns = x.shape[1] // groups, []
+    for c in range(x.shape[1]):
+        group = x[:, c // size * size : (c // size + 1) * size].flatten(1)
+        mean = group.sum(1) / group.shape[1]
+        variance = ((group - mean[:, None]) ** 2).sum(1) / group.shape[1]
+        v = (x[:, c] - shaped(mean, x[:, c])) / torch.sqrt(shaped(variance, x[:, c]) + eps) * weight[c] + bias[c]
+        if scale is not None:
+            v = v * shaped(1.0 + scale[:, c], v) + shaped(shift[:, c], v)
+        columns.append(v / (1.0 + torch.exp(-v)))
+    return torch.stack(columns, dim=1)

@@ -26,6 +26,7 @@ KERNEL_FLOORS = [
     ["launch"],
     ["checks", "noise"],
     ["diffuse", "eps_loss", "fourier", "sampler_step", "decoder_nll", "gaussian"],
+    ["group_norm_kernels", "group_norm"],
     [""],
 ]
 

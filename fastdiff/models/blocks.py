@@ -10,6 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels import group_norm_silu
+
 
 class NormSiLU(nn.Module):
     """SiLU of GroupNorm, with an optional scale and shift per sample and channel: silu(norm(x) (1 + scale) + shift)."""
@@ -19,10 +21,9 @@ class NormSiLU(nn.Module):
         self.norm = nn.GroupNorm(math.gcd(channels, max_groups), channels)
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        x = self.norm(x)
-        if scale is not None and shift is not None:
-            x = torch.addcmul(shift[:, :, None, None], x, 1.0 + scale[:, :, None, None])
-        return F.silu(x)
+        norm = self.norm
+        weight, bias = norm.weight.float(), norm.bias.float()  # of a model that was cast to 16 bits, too
+        return group_norm_silu(x, norm.num_groups, weight, bias, scale, shift, norm.eps)
 
 
 class ResBlock(nn.Module):

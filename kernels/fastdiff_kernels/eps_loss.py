@@ -15,23 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import check_data, check_vector
-from .launch import (
-    WARPS,
-    constexpr,
-    fast_math,
-    flat,
-    grid_of,
-    in_layout_of,
-    jit,
-    locate,
-    parts,
-    per_sample,
-    register,
-    tl,
-)
+from .launch import WARPS, constexpr, fast_math, flat, grid_of, in_layout_of, jit, locate, per_sample, register, tl
 from .noise import Noise, noise_argument, noise_block, normal_like
-
-CACHED = 1 << 18  # elements
 
 
 def eps_loss(eps_hat: Tensor, noise: Tensor | Noise, weight: Tensor) -> Tensor:
@@ -54,11 +39,7 @@ def eps_loss(eps_hat: Tensor, noise: Tensor | Noise, weight: Tensor) -> Tensor:
 
 def squared_error_reference(eps_hat: Tensor, noise: Tensor) -> Tensor:
     """Σ (eps - eps_hat)² per sample, float32 [B]."""
-    eps, out = normal_like(noise, eps_hat), eps_hat.new_empty(len(eps_hat), dtype=torch.float32)
-    for part in parts(eps_hat, CACHED):
-        squares = F.mse_loss(eps_hat[part].float(), eps[part], reduction="none")
-        torch.sum(flat(squares), 1, out=out[part])
-    return out
+    return flat(F.mse_loss(eps_hat.float(), normal_like(noise, eps_hat), reduction="none")).sum(1)
 
 
 def error_gradient_reference(grad: Tensor, eps_hat: Tensor, noise: Tensor) -> Tensor:

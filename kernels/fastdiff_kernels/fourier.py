@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .checks import DATA_DTYPES, check_data
-from .launch import BLOCK, WARPS, constexpr, in_layout_of, jit, parts, register, split, tl
+from .launch import BLOCK, WARPS, constexpr, in_layout_of, jit, register, split, tl
 from .noise import sincos_turns
 
 CACHED = 1 << 16  # elements
@@ -73,11 +73,17 @@ def feature_planes(features: Tensor, channels: int, n_min: int, n_max: int) -> I
         yield n_min + f, sines[:, f::count], cosines[:, f::count]
 
 
+def parts(z: Tensor) -> Iterator[slice]:
+    """Samples of z [B, C, ...], a cache-full at a time: the reference's temporaries stay there."""
+    samples = max(1, CACHED // max(1, z[:1].numel()))
+    yield from (slice(first, first + samples) for first in range(0, len(z), samples))
+
+
 def fourier_reference(z: Tensor, n_min: int, n_max: int, dtype: torch.dtype) -> Tensor:
     """Plain PyTorch, one frequency at a time."""
     out = out_like(z, n_min, n_max, dtype)
     out[:, : z.shape[1]] = z
-    for part in parts(z, CACHED):
+    for part in parts(z):
         whole = z[part].float()
         for n, sine, cosine in feature_planes(out[part], z.shape[1], n_min, n_max):
             angle = reduced_angle(whole, n)
@@ -93,7 +99,7 @@ def fourier_reference(z: Tensor, n_min: int, n_max: int, dtype: torch.dtype) -> 
 def gradient_reference(grad: Tensor, z: Tensor, n_min: int, n_max: int) -> Tensor:
     """Gradient to z: grad_z + Σ_f 2^n pi (grad_sin cos - grad_cos sin), the features computed again."""
     out = torch.empty_like(z)
-    for part in parts(z, CACHED):
+    for part in parts(z):
         whole, total = z[part].float(), grad[part, : z.shape[1]].to(torch.float32, copy=True)
         for n, by_sine, by_cosine in feature_planes(grad[part], z.shape[1], n_min, n_max):
             angle = reduced_angle(whole, n)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:  # neither Triton's language nor a kernel's body can be type-checked
     triton: Any
@@ -46,6 +47,7 @@ else:
 BACKENDS = ("triton", "interpreter", "torch")
 BLOCK = 1024  # elements of one program
 WARPS = 2  # so 16 elements per thread: what a program does once costs little per element
+PLAIN = (Tensor, torch.nn.Parameter)
 _forced: list[str] = []
 
 
@@ -123,7 +125,11 @@ def register(
         fake: shapes, dtypes and strides of the result, for ``torch.compile``.
         backward, setup_context: the gradient, as ``torch.library.register_autograd`` takes it.
 
-    The first tensor argument decides the device. ``Library`` and not ``custom_op``: a third of its cost per call.
+    The first argument decides the device. What is returned goes straight to the implementation where nothing but eager
+    PyTorch is at work, through an autograd function of its own: the dispatcher's way through Python costs twice as
+    much, and more where the data has driven it out of the cache. Under ``torch.compile``, a dispatch mode, a transform
+    of ``torch.func`` or with a subclass of Tensor it goes through the registered operation. ``Library`` and not
+    ``custom_op``: a third of its cost per call.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -145,7 +151,49 @@ def register(
     torch.library.register_fake(f"fastdiff::{name}", fake, lib=_LIBRARY)
     if backward is not None:
         torch.library.register_autograd(f"fastdiff::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
-    return getattr(torch.ops.fastdiff, name).default
+    return _entry(name, on_cpu, on_cuda, backward, setup_context)
+
+
+def _entry(
+    name: str, on_cpu: Callable, on_cuda: Callable, backward: Callable | None, setup_context: Callable | None
+) -> Callable:
+    """The way into an operation: see `register`."""
+    operation = getattr(torch.ops.fastdiff, name).default
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = on_cuda(*args) if args[0].is_cuda else on_cpu(*args)
+        if setup_context is not None:
+            setup_context(ctx, args, output)
+        return output
+
+    methods: dict[str, Any] = {"forward": staticmethod(forward)}
+    if backward is not None:
+        methods["backward"] = staticmethod(once_differentiable(backward))
+    function = type(f"{name}_function", (torch.autograd.Function,), methods)
+
+    def call(*args: Any) -> Any:
+        if _watched():
+            return operation(*args)
+        recorded = False
+        for value in args:
+            if isinstance(value, Tensor):
+                if type(value) not in PLAIN or not (value.is_cpu or value.is_cuda):
+                    return operation(*args)
+                recorded = recorded or value.requires_grad
+        if recorded and backward is not None and torch.is_grad_enabled():
+            return function.apply(*args)
+        return on_cuda(*args) if args[0].is_cuda else on_cpu(*args)
+
+    return call
+
+
+def _watched() -> bool:
+    """Whether somebody between us and eager PyTorch wants to see the operation as one."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 @jit
@@ -195,9 +243,15 @@ def sample_size(x: Tensor) -> int:
 
 
 def split(rows: int, n: int) -> tuple[int, int, int, int]:
-    """Split rows of n elements into blocks of a power of two, 16 to `BLOCK`: ``(programs, n, blocks, block)``."""
+    """Split rows of n elements into blocks of a power of two, 16 to `BLOCK`: ``(programs, n, blocks, block)``.
+
+    Raises:
+        ValueError: more programs than a grid can have.
+    """
     block = min(BLOCK, max(16, 1 << (n - 1).bit_length())) if n else 16
     blocks = -(-n // block)
+    if rows * blocks >= 2**31:
+        raise ValueError(f"{rows} samples of {n} elements make {rows * blocks} blocks; allowed: fewer than 2**31")
     return rows * blocks, n, blocks, block
 
 
@@ -212,12 +266,6 @@ def in_layout_of(result: Tensor, x: Tensor) -> Tensor:
 def flat(x: Tensor) -> Tensor:
     """View x [B, ...] as [B, n]; x [B] as [B, 1]."""
     return x.flatten(1) if x.dim() > 1 else x[:, None]
-
-
-def parts(x: Tensor, size: int) -> Iterator[slice]:
-    """Samples of x [B, ...], about ``size`` elements at a time: a reference's temporaries then stay in a cache."""
-    samples = max(1, size // max(1, x[:1].numel()))
-    yield from (slice(first, first + samples) for first in range(0, len(x), samples))
 
 
 def per_sample(value: Tensor, x: Tensor) -> Tensor:

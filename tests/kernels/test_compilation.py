@@ -31,6 +31,10 @@ BUDGETS = {
     ("reparameterize", "noise drawn", "bfloat16"): 47,
     ("gaussian_log_ratio", "", "float32"): 26,
     ("gaussian_log_ratio", "", "bfloat16"): 32,
+    ("group_norm_silu", "whole groups", "float32"): 33,
+    ("group_norm_silu", "whole groups of 16 bits", "bfloat16"): 31,
+    ("group_norm_silu", "gradient", "float32"): 30,
+    ("group_norm_silu", "gradient", "bfloat16"): 35,
 }
 
 

@@ -152,7 +152,7 @@ CASES = {
 
 def run(function, tensors, differentiable):
     """Values and gradients of a random weighted sum of them."""
-    leaves = [t.clone().requires_grad_(k in differentiable) for k, t in enumerate(tensors)]
+    leaves = [t.detach().requires_grad_(k in differentiable) for k, t in enumerate(tensors)]  # in the layout given
     outputs = function(*leaves)
     outputs = [o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o is not None]
     total = sum((o.cpu().double() * normal(o.shape, torch.float64, 99)).sum() for o in outputs)

@@ -1,5 +1,7 @@
 """The operations as citizens of PyTorch: opcheck, torch.compile, and errors for wrong arguments."""
 
+import contextlib
+
 import pytest
 import torch
 from fastdiff_kernels import (
@@ -10,11 +12,13 @@ from fastdiff_kernels import (
     eps_loss,
     fourier_features,
     gaussian_log_ratio,
+    group_norm_silu,
     launch,
     reparameterize,
     sampler_step,
     use_backend,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 NOISE = Noise(1, 2, 3, 4)
 ROW = torch.tensor([1.25, 0.75, 0.6, 0.3, -0.2, 0.4, 0.9])
@@ -28,6 +32,7 @@ def last(x: torch.Tensor) -> torch.Tensor:
     return x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(x.requires_grad)
 
 
+VECTORS = data(1, True, (3,)), data(2, True, (3,))
 OP_SAMPLES = {
     "draw": [(NOISE.key, [2, 7], torch.bfloat16, True), (NOISE.key, [2, 7], torch.float32, False)],
     "diffuse": [
@@ -66,6 +71,15 @@ OP_SAMPLES = {
         (last(data(0, True)), data(1).bfloat16(), data(2), data(3), data(4)),
     ],
     "gaussian_log_ratio_gradient": [(torch.ones(2), last(data(0)), data(1).bfloat16(), data(2), data(3), data(4))],
+    "group_norm_silu": [
+        (data(0, True), 3, *VECTORS, None, None, 1e-5),
+        (last(data(0, True)), 1, *VECTORS, data(3, True, (2, 3)), data(4, True, (2, 3)), 0.1),
+        (data(0, shape=(2, 3)).bfloat16(), 1, *VECTORS, *data(3, shape=(2, 6)).chunk(2, 1), 0.1),
+    ],
+    "group_norm_silu_gradient": [
+        (data(5), last(data(0)), torch.zeros(2, 3), torch.ones(2, 3), *torch.ones(2, 3), None, None),
+        (data(5), data(0), torch.zeros(2, 1), torch.ones(2, 1), *torch.ones(2, 3), *data(3, shape=(2, 6)).chunk(2, 1)),
+    ],
 }
 
 
@@ -93,6 +107,7 @@ def whole_card(x, gamma, weight, row, z_prev):
     nll = decoder_nll(torch.zeros(x.shape, dtype=torch.uint8), z_s, gamma, levels=17)
     z, kl = reparameterize(z_s, x_hat, NOISE)
     ratio = gaussian_log_ratio(z, z_s, x_hat, x, z_t)
+    z_s = group_norm_silu(z_s, 3, torch.ones(3), torch.zeros(3), x_hat[:, :, 0, 0], z[:, :, 0, 0])
     return loss.sum() + (z_s * x_hat).sum() + nll.sum() + (kl * ratio).sum()
 
 
@@ -169,3 +184,37 @@ def test_backend_is_chosen_and_named(monkeypatch):
         pass
     monkeypatch.undo()
     launch._chosen.cache_clear()
+
+
+class Watching(TorchDispatchMode):
+    """Notes the names of the operations that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mode_sees_the_operation_and_eager_goes_straight():
+    """The direct way and the registered one are the same numbers; only a mode asks for the second."""
+    results = []
+    for mode in (contextlib.nullcontext(), Watching()):
+        x, gamma = data(0, True), torch.zeros(2, requires_grad=True)
+        with mode:
+            z = diffuse(x, gamma, NOISE)
+            gradients = torch.autograd.grad(z.square().sum(), (x, gamma))
+        if isinstance(mode, Watching):
+            assert {"fastdiff::diffuse", "fastdiff::diffuse_gamma_gradient"} <= set(mode.seen)
+        results.append((z, *gradients))
+    for direct, registered in zip(*results, strict=True):
+        assert torch.equal(direct, registered)
+
+
+def test_a_second_derivative_is_refused():
+    x = data(0, True)
+    (gradient,) = torch.autograd.grad(diffuse(x, torch.zeros(2), NOISE).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

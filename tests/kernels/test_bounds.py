@@ -1,0 +1,370 @@
+"""Nothing is touched outside the arguments of a launch, every output is written once, and no offset overflows.
+
+Whatever is in `CASES` is covered, and a test fails for a kernel that no case launches: give it one, in `MORE_CASES` if
+`CASES` is no place for it. A module whose programs are not blocks of samples has its own entry in `FAR`.
+"""
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from unittest import mock
+
+import fastdiff_kernels
+import numpy as np
+import oracle
+import pytest
+import torch
+from fastdiff_kernels import fourier_features, group_norm_kernels, group_norm_silu, sampler_step, use_backend
+from fastdiff_kernels.launch import BLOCK, constexpr, jit, tl
+from guards import LAYOUTS, MARGIN, Launch, guarded, poisoned, surrounded
+from kernels.test_operations import CASES, NOISE, ROW, Case, normal, vector
+
+# ------------------------------------------------------------------------------------------------ what is covered
+
+
+TABLE = torch.tensor([[9.0] * 7, ROW, [9.0] * 7])
+EPS = 0.1  # a group of one or of equal elements has no variance: 1e-5 would magnify its rounding 300 times
+
+
+def exact_group_norm(x, weight, bias, scale=None, shift=None):
+    """silu((xhat weight + bias) (1 + scale) + shift) with the statistics of `groups` by their definition."""
+    shape = (x.shape[0], groups(x), x.numel() // max(1, x.shape[0] * groups(x)))
+    centred = x.reshape(shape) - x.reshape(shape).mean(2, keepdim=True)
+    xhat = (centred / torch.sqrt((centred**2).mean(2, keepdim=True) + EPS)).view(x.shape).movedim(1, -1)
+    v = xhat * weight + bias
+    if scale is not None:
+        between = (slice(None), *[None] * (x.dim() - 2))
+        v = v * (1.0 + scale[between]) + shift[between]
+    return (v * torch.sigmoid(v)).movedim(-1, 1)
+
+
+def groups(x):
+    """Several groups where the channels allow it."""
+    return math.gcd(x.shape[1], 4)
+
+
+def group_norm_case(modulated, on_chip):
+    """``on_chip`` elements of a group at most are normalised in one kernel; others go through tiles."""
+
+    def ours(x, weight, bias, scale=None, shift=None):
+        with mock.patch.object(group_norm_kernels, "ON_CHIP", on_chip):
+            return group_norm_silu(x, groups(x), weight, bias, scale, shift, EPS)
+
+    def make(shape, dtype):
+        affine = [vector(shape[1], 1, 1.0), vector(shape[1], 2, 1.0)]
+        modulation = [normal(shape[:2], torch.float32, 3), normal(shape[:2], torch.float32, 4)]
+        return [normal(shape, dtype), *affine, *(modulation if modulated else [])]
+
+    return Case(ours, exact_group_norm, (0, 1, 2, 3, 4) if modulated else (0, 1, 2), make)
+
+
+MORE_CASES = {
+    "draw": Case(
+        lambda x: NOISE.normal(x.shape, x.dtype),
+        lambda x: NOISE.normal(x.shape).to(x.dtype),
+        (),
+        lambda shape, dtype: [normal(shape, dtype)],
+    ),
+    "draw uniform": Case(
+        lambda x: NOISE.uniform(x.shape, x.dtype),
+        lambda x: NOISE.uniform(x.shape).to(x.dtype),
+        (),
+        lambda shape, dtype: [normal(shape, dtype)],
+    ),
+    "sampler_step without x_hat": Case(
+        lambda z_t, eps_hat: sampler_step(z_t, eps_hat, torch.tensor(ROW), keep_x_hat=False),
+        lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, ROW, None, None, None, None, None, 1.0)[0],
+        (0, 1),
+        lambda shape, dtype: [normal(shape, dtype, 0), normal(shape, dtype, 1)],
+    ),
+    "sampler_step with a table": Case(
+        lambda z_t, eps_hat: sampler_step(z_t, eps_hat, TABLE, None, 0.8, step=torch.tensor([1])),
+        lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, ROW, None, 0.8, None, None, None, 1.0),
+        (0, 1),
+        lambda shape, dtype: [normal(shape, dtype, 0), normal(shape, dtype, 1)],
+    ),
+    "fourier_features in float32": Case(
+        lambda z: fourier_features(z, 2, 2, torch.float32),
+        lambda z: oracle.fourier(z, 2, 2),
+        (0,),
+        lambda shape, dtype: [normal(shape, dtype)],
+    ),
+    "group_norm_silu, whole groups": group_norm_case(modulated=False, on_chip=group_norm_kernels.ON_CHIP),
+    "group_norm_silu in tiles": group_norm_case(modulated=True, on_chip=16),
+}
+EVERY_CASE = {**MORE_CASES, **CASES}
+
+
+def kernels() -> dict[str, Callable]:
+    """Every jitted function of the package that is a kernel by its name, as module.function."""
+    found = {}
+    for info in pkgutil.iter_modules(fastdiff_kernels.__path__):
+        module = importlib.import_module(f"fastdiff_kernels.{info.name}")
+        for name, value in vars(module).items():
+            if name.endswith("_kernel") and getattr(value, "fn", value).__module__ == module.__name__:
+                found[f"{info.name}.{name}"] = value
+    return found
+
+
+def evaluate(function, tensors, differentiable, place=lambda upstream: upstream):
+    """Values and gradients, the tensors and the upstream gradients in the memory they are given in."""
+    leaves = [t.detach().requires_grad_(k in differentiable) for k, t in enumerate(tensors)]
+    outputs = function(*leaves)
+    outputs = [o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o is not None]
+    upstream = [place(normal(o.shape, o.dtype, 99 + k)) for k, o in enumerate(outputs)]
+    wanted = [leaves[k] for k in differentiable]
+    gradients = torch.autograd.grad(outputs, wanted, upstream) if wanted else ()
+    return [o.detach() for o in outputs], list(gradients)
+
+
+# ------------------------------------------------------------------------------------------------ the guard itself
+
+
+@jit
+def shifted_kernel(x_ptr, out_ptr, n, read, write, BLOCK: constexpr):
+    """Copies n elements, read and written that many places off."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i + read, mask=i < n, other=0.0)
+    tl.store(out_ptr + i + write, x, mask=i < n)
+
+
+@jit
+def narrow_kernel(x_ptr, out_ptr, n, BLOCK: constexpr):
+    """One sample per program with its base in 32 bits."""
+    i = tl.program_id(0) * n + tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, tl.load(x_ptr + i))
+
+
+def shift(x, out, read=0, write=0, n=20, block=16, programs=2):
+    with guarded() as guard:
+        shifted_kernel[(programs,)](x, out, n, read, write, BLOCK=block)
+    return guard.launches[0]
+
+
+@pytest.mark.parametrize(
+    ("read", "write", "message"),
+    [
+        (1, 0, r"shifted_kernel: read of 4 bytes at byte 80 of x_ptr, torch.float32 \(20,\) of bytes 0 to 80.*\(1, 0"),
+        (-1, 0, "read of 4 bytes at byte -4 of x_ptr"),
+        (0, 1, "write of 2 bytes at byte 40 of out_ptr"),
+        (0, -1, "write of 2 bytes at byte -2 of out_ptr"),
+        (1 << 20, 0, "read of 4 bytes at byte 4194304 of x_ptr"),
+    ],
+)
+def test_the_guard_catches_one_element_too_many(read, write, message):
+    memory = torch.arange(100.0)  # the neighbours belong to the same storage, but not to the arguments
+    out = torch.zeros(100, dtype=torch.bfloat16)
+    with pytest.raises(AssertionError, match=message):
+        shift(memory[40:60], out[40:60], read, write)
+    assert not out[:40].any() and not out[60:].any()  # noqa: PT018
+
+
+def test_the_guard_lets_what_is_right_pass():
+    """Values arrive, the masked tail is counted and not touched, and everything is put back afterwards."""
+    x, out = torch.arange(20.0), torch.zeros(20)
+    launch = shift(x, out)
+    assert torch.equal(out, x)
+    launch.assert_written_once()
+    assert launch.grid == (2, 1, 1)
+    assert launch.regions["x_ptr"].spared == launch.regions["out_ptr"].spared == 12
+    assert launch.regions["x_ptr"].reads.tolist() == [1] * 80
+    memory = torch.zeros(21)
+    shifted_kernel[(2,)](x, memory[:20], 20, 0, 1, BLOCK=16)  # no guard any more
+    assert torch.equal(memory[1:], x)
+
+
+def test_the_guard_knows_the_gaps_of_a_view():
+    memory = torch.zeros(8, 4)
+    with pytest.raises(AssertionError, match="read of 4 bytes at byte 8 of x_ptr"):
+        shift(memory[:, :2], torch.zeros(20))
+
+
+@pytest.mark.parametrize(("n", "write", "programs", "times"), [(10, 0, 1, 0), (20, 2, 2, 0)])
+def test_the_guard_counts_what_was_written(n, write, programs, times):
+    launch = shift(torch.zeros(30), torch.zeros(30), write=write, n=n, programs=programs)
+    with pytest.raises(AssertionError, match=rf"element \[\d+\] of out_ptr.* was written {times} times"):
+        launch.assert_written_once()
+
+
+def test_the_guard_counts_what_was_written_twice():
+    with guarded() as guard:
+        narrow_kernel[(2,)](torch.zeros(40), torch.zeros(24), 8, BLOCK=16)
+    with pytest.raises(AssertionError, match=r"element \[8\] of out_ptr.* was written 2 times"):
+        guard.launches[0].assert_written_once()
+
+
+def test_allocations_are_poisoned():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        with poisoned():
+            like = torch.zeros(3, 4, dtype=dtype)
+            fresh = [torch.empty(5, dtype=dtype), torch.empty_like(like), like.new_empty(7)]
+        assert all(bool(value.isnan().all()) for value in fresh)
+
+
+def test_surrounded_values_are_the_same_and_nan_is_next_to_them():
+    for shape in ((3, 2, 5, 4), (3, 7), (5,), (0, 3, 2, 2), (2, 3, 0, 1)):
+        x = normal(shape, torch.float32)
+        for layout in LAYOUTS:
+            view = surrounded(x, layout)
+            first = x[(slice(1),) * x.dim()].expand(shape)
+            same = {"expanded": x[:1].expand(shape), "constant": first}
+            assert torch.equal(view, same.get(layout, x))
+            memory = view.as_strided((view.untyped_storage().nbytes() // 4,), (1,), 0)
+            held = int((~memory.isnan()).sum())
+            assert held == x.numel() or layout in same
+            assert memory[:MARGIN].isnan().all()
+            assert memory[-MARGIN:].isnan().all()
+
+
+# ------------------------------------------------------------------------------------------------ bounds of the kernels
+
+SHAPES = ((3, 1), (2, 3, 5, 7), (2, 1, 3, 11), (1, 2, 32, 16), (2, 2, 23, 45), (0, 3, 4, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", EVERY_CASE)
+def test_kernels_stay_inside_their_arguments(name, dtype):
+    """With NaN on both sides of every input, below, at and above one block: no NaN comes out, all is written once."""
+    case = EVERY_CASE[name]
+    for shape in SHAPES:
+        tensors = [surrounded(t) for t in case.make(shape, dtype)]
+        with use_backend("interpreter"), guarded() as guard:
+            values, gradients = evaluate(case.ours, tensors, case.differentiable, surrounded)
+        for launch in guard.launches:
+            launch.assert_written_once()
+        for result in (*values, *gradients):
+            assert not result.isnan().any()
+
+
+@pytest.mark.parametrize("step", [-1, 3, 2**62])
+def test_no_step_reads_outside_its_table(step):
+    z_t, eps_hat = normal((2, 5), torch.float32), normal((2, 5), torch.float32, 1)
+    with use_backend("interpreter"), guarded():
+        sampler_step(z_t, eps_hat, TABLE, step=torch.tensor([step]))
+
+
+# ----------------------------------------------------------------------------------------------- offsets beyond 32 bits
+
+FAR_SHAPE = (1, 2, 21, 53)  # a sample of 3 blocks; the last is not full
+MORE_FAR_SHAPES = {"group_norm_silu in tiles": [(1, 2226)]}  # one pixel: as many partial sums as elements
+
+
+@dataclass(frozen=True)
+class Far:
+    """A program whose offsets pass 2³¹: from ``start``, every jump of some programs is taken a number of times."""
+
+    start: tuple[int, int, int]
+    jumps: tuple[tuple[tuple[int, int, int], int], ...]
+    arguments: dict = field(default_factory=dict)  # in place of those of the launch
+
+
+def distant_samples(launch: Launch) -> list[Far]:
+    """The first and last program of a sample beyond element 2³¹ and of one beyond 2³³, samples being outermost.
+
+    The largest tensor may hold two numbers per element: hence 2³² and 2³⁴.
+    """
+    programs = launch.grid[0]
+    n = max(region.tensor.numel() for region in launch.regions.values())
+    distant = (2**32 // n + 1, 2**34 // n + 1)
+    distant = [sample for sample in distant if programs * (sample + 1) < 2**31]  # no grid is larger
+    return [Far((p, 0, 0), (((programs, 0, 0), sample),)) for sample in distant for p in {0, programs - 1}]
+
+
+def distant_blocks(launch: Launch) -> list[Far]:
+    """Distant samples, and the last block of the third sample where one holds all that a launcher lets pass."""
+    n = 2**31 - BLOCK - 1
+    blocks = -(-n // launch.arguments["BLOCK"])
+    last = Far((0, 0, 0), (((blocks, 0, 0), 2), ((1, 0, 0), blocks - 1)), {"n": n, "blocks": blocks})
+    return [*distant_samples(launch), last]
+
+
+def distant_channels(launch: Launch) -> list[Far]:
+    """A grid of blocks, channels and samples: the last of each, for features of all that the launcher lets pass."""
+    given = launch.arguments
+    n = (2**31 - BLOCK - 1) // (given["channels"] * (1 + 2 * given["FEATURES"]))
+    blocks = -(-n // given["BLOCK"])
+    jumps = (((0, 0, 1), 65534), ((0, 1, 0), given["channels"] - 1), ((1, 0, 0), blocks - 1))
+    return [Far((0, 0, 0), jumps, {"n": n})]
+
+
+def distant_tiles(launch: Launch) -> list[Far]:
+    """Distant samples, and for programs of pixels and channels the last tile of the third sample of nearly 2³¹."""
+    given = launch.arguments
+    if not {"n", "chunks", "BLOCK_P", "BLOCK_C"} <= set(given):
+        return distant_samples(launch)
+    pixels, blocks = (2**31 - BLOCK - 1) // given["C"], -(-given["C"] // given["BLOCK_C"])
+    chunks = -(-pixels // given["BLOCK_P"])
+    jumps = (((blocks * chunks, 0, 0), 2), ((blocks, 0, 0), chunks - 1), ((1, 0, 0), blocks - 1))
+    large = {"n": pixels * given["C"], "pixels": pixels, "chunks": chunks}
+    return [*distant_samples(launch), Far((0, 0, 0), jumps, large)]
+
+
+# Modules whose programs are not the blocks of samples of n elements, with ``n`` and ``blocks`` for arguments.
+FAR: dict[str, Callable[[Launch], list[Far]]] = {"fourier": distant_channels, "group_norm_kernels": distant_tiles}
+
+
+@cache
+def launches_of(name: str) -> list[Launch]:
+    """What a case launches for a single sample."""
+    case = EVERY_CASE[name]
+    with use_backend("interpreter"), guarded() as guard:
+        for shape in (FAR_SHAPE, *MORE_FAR_SHAPES.get(name, [])):
+            evaluate(case.ours, case.make(shape, torch.float32), case.differentiable)
+    return guard.launches
+
+
+def test_every_kernel_is_covered():
+    """A new kernel needs a case that launches it, and a name that ends in _kernel."""
+    assert {launch.kernel for name in EVERY_CASE for launch in launches_of(name)} == set(kernels())
+
+
+def offsets(kernel, arguments, program):
+    """(argument, kind, elements) of every access of one program, in a grid larger than any that is launched."""
+    with guarded(record_only=True, program=program, programs=(2**29, 2**16, 2**16)) as guard:
+        kernel[(1,)](**arguments)
+    return guard.launches[0].offsets
+
+
+def common(a, b):
+    """The lanes that are active in both: those of a last block end earlier."""
+    lanes = min(len(a), len(b))
+    return a[:lanes], b[:lanes]
+
+
+def assert_linear(kernel, arguments, far: Far):
+    """A jump taken once stays below 2³¹ and is right in any arithmetic; often, it leads as many times as far."""
+    arguments = {**arguments, **far.arguments}
+    start, target = offsets(kernel, arguments, far.start), np.array(far.start)
+    expected = [at for _, _, at in start]
+    for programs, count in far.jumps:
+        target += count * np.array(programs)
+        once = offsets(kernel, arguments, np.add(far.start, programs))
+        for k, ((_, _, after), (_, _, before)) in enumerate(zip(once, start, strict=True)):
+            step = np.subtract(*common(after, before))
+            expected[k] = np.add(*common(expected[k], count * step))
+    largest = 0
+    for (name, kind, at), wanted in zip(offsets(kernel, arguments, target), expected, strict=True):
+        given, right = common(at, wanted)
+        assert np.array_equal(given, right), f"{kind} of {name}: offset {given[0]} instead of {right[0]}"
+        largest = max(largest, int(right.max(initial=0)))
+    assert largest >= 2**31, f"offsets reach {largest} only: this tests nothing"
+
+
+def test_an_offset_that_overflows_is_noticed():
+    arguments = {"x_ptr": torch.zeros(1), "out_ptr": torch.zeros(1), "n": 2**20 + 7, "BLOCK": 16}
+    with pytest.raises(AssertionError, match="read of x_ptr: offset -2147469312 instead of 2147497984"):
+        assert_linear(narrow_kernel, arguments, Far((0, 0, 0), (((1, 0, 0), 2**11),)))
+    with pytest.raises(AssertionError, match="this tests nothing"):
+        assert_linear(narrow_kernel, arguments, Far((0, 0, 0), (((1, 0, 0), 2**10),)))
+
+
+@pytest.mark.parametrize("name", EVERY_CASE)
+def test_no_offset_overflows(name):
+    """Far beyond 2³¹ elements, and with samples of nearly 2³¹: where the arithmetic of 32 bits ends."""
+    for launch in launches_of(name):
+        kernel, module = kernels()[launch.kernel], launch.kernel.partition(".")[0]
+        for far in FAR.get(module, distant_blocks)(launch):
+            assert_linear(kernel, launch.arguments, far)
