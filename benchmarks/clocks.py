@@ -13,7 +13,9 @@ import torch
 Call = Callable[[], object]
 Watch = Callable[[], float]
 
-HOST_CALLS = 100  # per reading of `host_clock`: far above the timer's resolution, below a launch queue's 1024 places
+HOST_CALLS = (
+    20  # per reading of `host_clock`: above the timer's resolution; 40 launches each fill a queue's 1024 places
+)
 BACK_TO_BACK = 20  # calls per reading of a kernel that is too short for one pair of events
 MAX_FILLS = 200
 

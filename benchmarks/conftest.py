@@ -116,6 +116,7 @@ def compare(pytestconfig: pytest.Config, quick: bool, benchmark: Any) -> Callabl
             row = Row(*where, *times, None if copy is None else moved, share)
             pytestconfig.stash[ROWS].append(row)
             benchmark.extra_info[against] = asdict(row)
+        save(pytestconfig)  # what is measured stays, whatever happens to the rest
 
     return run
 
@@ -152,8 +153,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             write(line)
     for reason, count in reasons.items():
         write(f"{count} not run: {reason.removeprefix('Skipped: ')}")
-    path = config.getoption("results")
-    if path is not None and rows:
-        path = RESULTS / f"{device_name()}.json" if path == Path("auto") else path
-        write_json(path, rows, config.getoption("quick"))
+    path = save(config)
+    if path is not None:
         write(f"wrote {path}")
+
+
+def save(config: pytest.Config) -> Path | None:
+    """Write the rows so far where --results asks for them, and return that path."""
+    path, rows = config.getoption("results"), config.stash[ROWS]
+    if path is None or not rows:
+        return None
+    path = RESULTS / f"{device_name()}.json" if path == Path("auto") else path
+    write_json(path, rows, config.getoption("quick"))
+    return path

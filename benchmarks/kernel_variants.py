@@ -68,7 +68,7 @@ TWO = {"FEATURES": 2, "BLOCK": BLOCK}
 STEP = _step_types("z_t eps_hat z_s") | {"noise_ptr": KEY}
 STEP_ALL = _step_types("z_t eps_hat noise x_prev offset u z_s x_hat") | {"step_ptr": KEY}
 STEP_GRADIENT = _step_types("grad_s grad_x z_t eps_hat grad_z grad_eps")
-STEP_GRADIENT_ALL = _step_types("grad_s grad_x z_t eps_hat offset u grad_z grad_eps") | {"step_ptr": KEY}
+STEP_GRADIENT_ALL = _step_types("grad_s grad_x z_t eps_hat offset u grad_z grad_eps by_offset") | {"step_ptr": KEY}
 NOISY = {"NOISY": True, "CLIP": False} | DRAWN
 CLIPPED = {"CLIP": True, "BLOCK": BLOCK}
 REPARAMETERIZE = {"mean_ptr": DATA, "logvar_ptr": DATA, "noise_ptr": KEY, "z_ptr": DATA, "partial_ptr": FLOAT, **SIZES}
@@ -126,9 +126,9 @@ VARIANTS = (
     Variant("sampler_step", "everything", sampler_step.step_kernel, STEP_ALL, NOISY | GIVEN | {"CLIP": True},
             accesses=8),
     Variant("sampler_step", "gradient", sampler_step.step_gradient_kernel, STEP_GRADIENT,
-            CLIPPED | _absent("step offset u"), accesses=6),
+            CLIPPED | _absent("step offset u by_offset"), accesses=6),
     Variant("sampler_step", "gradient, everything", sampler_step.step_gradient_kernel, STEP_GRADIENT_ALL, CLIPPED,
-            accesses=8),
+            accesses=9),
     Variant("reparameterize", "noise drawn", gaussian.reparameterize_kernel, REPARAMETERIZE, DRAWN, accesses=3),
     Variant("reparameterize", "noise given", gaussian.reparameterize_kernel, REPARAMETERIZE | {"noise_ptr": DATA},
             GIVEN, accesses=4),

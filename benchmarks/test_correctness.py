@@ -7,12 +7,15 @@ runs bit for bit, and a replayed CUDA graph against eager calls. The suite of `t
 interpreter; what only a GPU shows is its rounding, its instructions for 16-bit results, its memory and its graphs.
 """
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
-from kernels.test_operations import CASES, DTYPES, UNIT, Case, run
+from cases import CASES, DTYPES, MORE_CASES, UNIT, Case, run
+from fastdiff_kernels.launch import WARPS, grid_of
+from fastdiff_kernels.noise import draw_kernel, philox, uniform_from_word
 from torch import Tensor
 
 from fastdiff.kernels import Noise, Stream, diffuse, eps_loss, fourier_features, sampler_step, use_backend
@@ -22,6 +25,8 @@ ALIGNMENTS = ("aligned", "misaligned")
 BOTH = pytest.mark.parametrize("device", ["cpu", "cuda"], indirect=True)
 NORMAL_ERROR = 4e-6  # of a drawn normal, by its contract
 FAST_RMS = 1e-5  # where the result is rounded to 16 bits
+GPU_UNIT = 2e-6  # float32 there: approximate roots and exponentials, sums in another order; not yet measured
+CHECKED = {**CASES, **{name: case for name, case in MORE_CASES.items() if name.startswith("group_norm")}}
 
 
 def placed(x: Tensor, device: torch.device, alignment: str) -> Tensor:
@@ -38,18 +43,19 @@ def evaluated(case: Case, tensors: list[Tensor], exact: bool = False) -> list[tu
     return [(x.cpu(), False) for x in values] + [(x.cpu(), True) for x in gradients]
 
 
-def tolerance(name: str, given: torch.dtype, dtype: torch.dtype) -> float:
+def tolerance(name: str, given: torch.dtype, dtype: torch.dtype, device: torch.device) -> float:
     """Of the largest entry: rounding, and the error of drawn noise, which may be approximate where data has 16 bits."""
-    drawn = "drawn" in name
-    return UNIT[given] + (NORMAL_ERROR if dtype == torch.float32 else 10.0 * FAST_RMS) * drawn
+    unit = GPU_UNIT if given == torch.float32 and device.type == "cuda" else UNIT[given]
+    sums = 8.0 if name.startswith("group_norm") else 1.0  # its gradients to weight and bias are sums over all pixels
+    return sums * unit + (NORMAL_ERROR if dtype == torch.float32 else 10.0 * FAST_RMS) * ("drawn" in name)
 
 
 @BOTH
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CHECKED)
 def test_values_and_gradients(name: str, dtype: torch.dtype, device: torch.device) -> None:
     """Against float64, at sizes of no and of several blocks, aligned and not."""
-    case = CASES[name]
+    case = CHECKED[name]
     for shape in SHAPES:
         tensors = case.make(shape, dtype)
         expected = evaluated(case, [t.double() if t.is_floating_point() else t for t in tensors], exact=True)
@@ -58,17 +64,17 @@ def test_values_and_gradients(name: str, dtype: torch.dtype, device: torch.devic
             for (ours, is_gradient), (exact, _) in zip(found, expected, strict=True):
                 assert ours.shape == exact.shape
                 scale = max(1.0, float(exact.abs().max())) if exact.numel() else 1.0
-                allowed = tolerance(name, dtype if is_gradient else ours.dtype, dtype)
+                allowed = tolerance(name, dtype if is_gradient else ours.dtype, dtype, device)
                 error = float((ours.double() - exact).abs().max()) if exact.numel() else 0.0
                 assert error <= allowed * scale, f"{name} {shape} {alignment}: error {error / scale:.3g}"
 
 
 @BOTH
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CHECKED)
 def test_two_runs_are_bit_identical(name: str, device: torch.device) -> None:
     """Sums of many blocks too: nothing is added in an order that depends on the moment."""
-    tensors = [t.to(device) for t in CASES[name].make((3, 4, 61, 67), torch.float32)]
-    for (first, _), (second, _) in zip(*(evaluated(CASES[name], tensors) for _ in range(2)), strict=True):
+    tensors = [t.to(device) for t in CHECKED[name].make((3, 4, 61, 67), torch.float32)]
+    for (first, _), (second, _) in zip(*(evaluated(CHECKED[name], tensors) for _ in range(2)), strict=True):
         assert torch.equal(first, second)
 
 
@@ -80,16 +86,26 @@ def test_noise_is_that_of_the_cpu(device: torch.device) -> None:
         uniform, normal = noise.uniform(shape), noise.normal(shape)
     assert torch.equal(noise.uniform(shape, device=device).cpu(), uniform)
     assert (noise.normal(shape, device=device).cpu() - normal).abs().max() <= 2 * NORMAL_ERROR
-    # zero data and sigma = 1 / sqrt(2) in float16: what the kernel for 16 bits draws, before it is rounded coarsely
-    z = diffuse(torch.zeros(shape, dtype=torch.float16, device=device), torch.zeros(37, device=device), noise)
-    difference = z.cpu().double() * 2.0**0.5 - normal.double()
-    half_units = 2.0**-12 * normal.double().square().mean().sqrt() * 2.0
-    assert difference.square().mean().sqrt() <= FAST_RMS + half_units
+
+
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_approximate_instructions_keep_the_contract(device: torch.device) -> None:
+    """What is drawn where a result has 16 bits, written in float32: root mean square error, and no NaN."""
+    shape, noise = (64, 1 << 18), Noise(3, stream=Stream.DIFFUSION).to(device)
+    fast = torch.empty(shape, device=device)
+    programs, n, blocks, block = grid_of(fast)
+    draw_kernel[(programs,)](noise.key, fast, n, blocks, NORMAL=True, FAST=True, BLOCK=block, num_warps=WARPS)
+    uniform = noise.uniform(shape).double().view(64, -1, 2, 2)
+    radius, angle = (-2.0 * uniform[..., 0].log()).sqrt(), 2.0 * math.pi * uniform[..., 1]
+    exact = torch.stack([radius * angle.cos(), radius * angle.sin()], -1).view(shape)
+    error = (fast.double() - exact).square().mean().sqrt()
+    print(f"\nroot mean square error {float(error):.2g}, largest {float((fast.double() - exact).abs().max()):.2g}")
+    assert error <= FAST_RMS
 
 
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
 def test_more_than_2_to_the_31_elements(device: torch.device) -> None:
-    """Three samples of 2³⁰ elements: the last one equals the same sample alone, and what the CPU draws for its end."""
+    """Three samples of 2³⁰ elements: the last one equals the same sample alone, and has the noise of its counters."""
     n, last = 2**30, slice(-4096, None)
     x, gamma = torch.empty(3, n, dtype=torch.bfloat16, device=device), torch.zeros(3, device=device)
     for sample in x:
@@ -99,10 +115,15 @@ def test_more_than_2_to_the_31_elements(device: torch.device) -> None:
     alone = diffuse(x[2:], gamma[2:], noise.at(first_sample=2**32 + 1))
     assert torch.equal(z[2], alone[0])
     loss = eps_loss(z, noise, torch.ones(3, device=device))
-    torch.testing.assert_close(loss[2:], eps_loss(z[2:], noise.at(first_sample=1), gamma[2:] + 1.0), rtol=0, atol=0)
+    torch.testing.assert_close(loss[2:], eps_loss(z[2:], noise.at(first_sample=1), gamma[2:] + 1.0), rtol=1e-6, atol=0)
     plain = z.float().sub_(x.float(), alpha=0.5**0.5).mul_(2.0**0.5)  # the noise that is in z
     assert float(plain.mean(dtype=torch.float64).abs()) < 1e-3
-    assert float(plain[2, last].std()) == pytest.approx(1.0, abs=0.05)
+    quads = torch.arange(n // 4 - 1024, n // 4)
+    words = philox(5, quads, *(torch.tensor(value) for value in (1, 0, 0)))  # sample 2 after 2³² - 1 is sample 1
+    u = torch.stack([uniform_from_word(word) for word in words], -1).double().view(-1, 2, 2)
+    radius, angle = (-2.0 * u[..., 0].log()).sqrt(), 2.0 * math.pi * u[..., 1]
+    drawn = torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten()
+    assert (plain[2, last].cpu() - drawn).abs().max() < 0.1  # z is rounded to bfloat16
     features = fourier_features(x[:, : 2**29].view(3, 1, -1), 3, 3)
     assert torch.equal(features[2], fourier_features(x[2:, : 2**29].view(1, 1, -1), 3, 3)[0])
 

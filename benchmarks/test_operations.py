@@ -45,7 +45,7 @@ class Case:
     ours: fastdiff's call without arguments; naive: the naive function, and ``args`` for it; checked: arguments with
     which it computes the same numbers as ours, where with ``args`` it would draw its own noise; moved: the fewest bytes
     that ours can move; inputs, upstream: what is differentiated, and the gradient that arrives from above; others:
-    further alternatives, by name, that are timed and not checked.
+    further alternatives, by name, that are timed and not checked; shape: of the data, where it is its own.
     """
 
     operation: str
@@ -58,6 +58,7 @@ class Case:
     inputs: tuple[Tensor, ...] = ()
     upstream: Tensor | tuple[Tensor, ...] | None = None
     others: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    shape: tuple[int, ...] | None = None
 
     def evaluate(self, function: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
         """Run a function, and where there are inputs to differentiate its backward; no gradient is left behind."""
@@ -153,11 +154,12 @@ def group_norm_case(like: Tensor, modulated: bool, backward: bool) -> Case:
     args = x, size[0] // 4, weight, bias, *(modulation if modulated else ())
     name, noise, ours = "group_norm_silu", "scale and shift" if modulated else "", partial(group_norm_silu, *args)
     if not backward:
-        return Case(name, noise, ours, naive.norm_silu, args, args, _bytes(x, 2))
+        return Case(name, noise, ours, naive.norm_silu, args, args, _bytes(x, 2), shape=tuple(x.shape))
     inputs = tuple(value.detach().requires_grad_() for value in args if isinstance(value, Tensor))
     args, upstream = (inputs[0], args[1], *inputs[1:]), torch.randn_like(x)
     ours = partial(group_norm_silu, *args)
-    return Case(f"{name} + gradient", noise, ours, naive.norm_silu, args, args, _bytes(x, 7), inputs, upstream)
+    case = Case(f"{name} + gradient", noise, ours, naive.norm_silu, args, args, _bytes(x, 7), inputs, upstream)
+    return replace(case, shape=tuple(x.shape))
 
 
 def decoder_nll_case(like: Tensor) -> Case:
@@ -219,7 +221,7 @@ def test_operation(
     case = CASES[name](torch.randn(shape, dtype=dtype, device=device))
     check_same(case, TOLERANCE[dtype])
     calls = contenders(case, device)
-    what = case.operation, case.noise, device, dtype, shape
+    what = case.operation, case.noise, device, dtype, case.shape or shape
     if not on_gpu:
         compare(what, calls, wall_clock(device), "wall", case.moved)
         return
@@ -236,7 +238,7 @@ def test_operation(
 def test_host_cost(name: str, device: torch.device, compare: Callable[..., None]) -> None:
     """Time that the host spends on one call on a tiny tensor: what small models pay per operation."""
     case = CASES[name](torch.randn(TINY_SHAPE, device=device))
-    what = case.operation, case.noise, device, torch.float32, TINY_SHAPE
+    what = case.operation, case.noise, device, torch.float32, case.shape or TINY_SHAPE
     compare(what, contenders(case, device), host_clock(device), "host")
 
 

@@ -33,6 +33,20 @@ def test_the_first_example_runs(tmp_path):
     assert done.stdout.split() == ["True", "4", "17"], done.stderr
 
 
+def test_the_kernels_examples_run():
+    """Noising, features and loss; and the sampler's step by a counter."""
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "fastdiff.kernels" in block]
+    assert len(blocks) == 2
+    before = (
+        "import torch\nx = z_t = eps_hat = torch.randn(2, 3, 4, 4)\ngamma = w = torch.ones(2)\n"
+        "table = torch.rand(5, 7)\nnetwork = lambda features: features[:, :3]\n"
+    )
+    after = "print(tuple(features.shape), tuple(loss.shape), tuple(z_s.shape), noise.counter.tolist())\n"
+    code = before + "\n".join(blocks) + after
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(2, 15, 4, 4) (2,) (2, 3, 4, 4) [1]", done.stderr
+
+
 def test_the_embedded_model_is_small_and_as_good_as_its_record_says():
     """The bound at 16 draws per image against the recorded one at 64: the draws' own error is about 0.005."""
     assert embedded_names() == ["digits"]

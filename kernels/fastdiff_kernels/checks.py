@@ -1,9 +1,25 @@
 """Argument checks of the operations: shape, dtype and device only, never values (that would wait for the GPU)."""
 
+import operator
+
 import torch
 from torch import Tensor
 
 DATA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def whole_number(where: str, name: str, value: object) -> int:
+    """``value`` as an int: an int or an integer of NumPy, no bool.
+
+    Raises:
+        TypeError: anything else.
+    """
+    try:
+        if not isinstance(value, (bool, Tensor)):
+            return operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        pass
+    raise TypeError(f"{where}: {name} is {value!r}; allowed: an integer")
 
 
 def check_data(where: str, name: str, x: object, min_dim: int = 1) -> None:

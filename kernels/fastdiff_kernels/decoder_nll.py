@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_data, check_like, check_vector
+from .checks import check_data, check_like, check_vector, whole_number
 from .launch import WARPS, constexpr, flat, grid_of, in_layout_of, jit, locate, register, tl
 
 CHUNK = {"cpu": 1 << 15, "cuda": 1 << 24}  # elements per step of the reference: its temporaries stay in a CPU's cache
@@ -66,6 +66,7 @@ def decoder_nll(x: Tensor, mean: Tensor, logvar: Tensor, levels: int = 256) -> T
         check_like("decoder_nll", "logvar", logvar, mean, "mean")
     else:
         check_vector("decoder_nll", "logvar", logvar, mean.shape[0], mean, "mean")
+    levels = whole_number("decoder_nll", "levels", levels)
     if not 2 <= levels <= 256:
         raise ValueError(f"decoder_nll: levels is {levels}; allowed: 2 to 256")
     return _nll_op(x, mean, logvar, levels)

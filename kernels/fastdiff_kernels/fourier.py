@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import DATA_DTYPES, check_data
+from .checks import DATA_DTYPES, check_data, whole_number
 from .launch import BLOCK, WARPS, constexpr, in_layout_of, jit, register, split, tl
 from .noise import sincos_turns
 
@@ -46,6 +46,7 @@ def fourier_features(z: Tensor, n_min: int = 7, n_max: int = 8, dtype: torch.dty
     if dtype not in DATA_DTYPES:
         allowed = ", ".join(map(str, DATA_DTYPES))
         raise TypeError(f"fourier_features: dtype is {dtype}; allowed: {allowed}, or None for that of z")
+    n_min, n_max = (whole_number("fourier_features", *pair) for pair in (("n_min", n_min), ("n_max", n_max)))
     if not 0 <= n_min <= n_max <= 30:
         raise ValueError(f"fourier_features: n_min = {n_min}, n_max = {n_max}; allowed: 0 <= n_min <= n_max <= 30")
     return _fourier_op(z, n_min, n_max, dtype)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.autograd import forward_ad
 
 if TYPE_CHECKING:  # neither Triton's language nor a kernel's body can be type-checked
     triton: Any
@@ -127,9 +128,10 @@ def register(
 
     The first argument decides the device. What is returned goes straight to the implementation where nothing but eager
     PyTorch is at work, through an autograd function of its own: the dispatcher's way through Python costs twice as
-    much, and more where the data has driven it out of the cache. Under ``torch.compile``, a dispatch mode, a transform
-    of ``torch.func`` or with a subclass of Tensor it goes through the registered operation. ``Library`` and not
-    ``custom_op``: a third of its cost per call.
+    much, and more where the data has driven it out of the cache. Under ``torch.compile``, a dispatch mode, ``vmap``, a
+    trace or with a subclass of Tensor it goes through the registered operation; a profiler and a function mode see only
+    what an implementation calls. Derivatives are those of ``backward``, once: forward mode and the gradient transforms
+    of ``torch.func`` raise, and so does a second derivative. ``Library`` and not ``custom_op``: a third of its cost.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -168,16 +170,17 @@ def _entry(
 
     methods: dict[str, Any] = {"forward": staticmethod(forward)}
     if backward is not None:
-        methods["backward"] = staticmethod(once_differentiable(backward))
+        methods["backward"] = staticmethod(_once(name, backward))
     function = type(f"{name}_function", (torch.autograd.Function,), methods)
 
     def call(*args: Any) -> Any:
         if _watched():
+            _refuse_transforms(name)
             return operation(*args)
         recorded = False
         for value in args:
             if isinstance(value, Tensor):
-                if type(value) not in PLAIN or not (value.is_cpu or value.is_cuda):
+                if type(value) not in PLAIN or not (value.is_cpu or value.is_cuda) or value.is_neg():
                     return operation(*args)
                 recorded = recorded or value.requires_grad
         if recorded and backward is not None and torch.is_grad_enabled():
@@ -193,7 +196,41 @@ def _watched() -> bool:
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
     )
+
+
+def _refuse_transforms(name: str) -> None:
+    """Raise where a derivative would come out as zero, without a word from PyTorch."""
+    if torch.compiler.is_compiling():
+        return
+    transforms = get_interpreter_stack() or []
+    kinds = {transform.key() for transform in transforms}
+    if forward_ad._current_level >= 0 or kinds & {TransformType.Jvp, TransformType.Grad}:
+        raise NotImplementedError(
+            f"fastdiff::{name} under forward-mode differentiation or a gradient transform of torch.func; "
+            "allowed: backward() and torch.autograd.grad, vmap"
+        )
+
+
+def _once(name: str, backward: Callable) -> Callable:
+    """A backward that raises where its result is differentiated again, be it by way of a saved tensor only."""
+
+    def wrapped(ctx: Any, *grads: Tensor | None) -> Any:
+        recorded = torch.is_grad_enabled() and any(
+            value is not None and value.requires_grad for value in (*grads, *ctx.saved_tensors)
+        )
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        if not recorded:
+            return results
+        results = results if isinstance(results, tuple) else (results,)
+        message = f"fastdiff::{name} can be differentiated once, not twice".encode()
+        refuse = torch._C._functions.DelayedError(message, len(results))  # pyright: ignore[reportAttributeAccessIssue]
+        return refuse(*(None if value is None else value.detach().requires_grad_() for value in results))
+
+    return wrapped
 
 
 @jit

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_like
+from .checks import check_like, whole_number
 from .launch import WARPS, constexpr, fast_math, grid_of, jit, libdevice, locate, register, tl
 
 MASK = 0xFFFFFFFF
+NAMES = ("seed", "step", "first_sample", "stream")
 ROUND_A, ROUND_B = 0xD2511F53, 0xCD9E8D57
 WEYL_A, WEYL_B = 0x9E3779B9, 0xBB67AE85
 CHUNK = 1 << 15  # counters per step of the reference: its few int64 temporaries stay in a core's cache
@@ -65,9 +66,10 @@ class Noise:
     """
 
     def __init__(self, seed: int, step: int = 0, first_sample: int = 0, stream: int = 0) -> None:
-        for name, value in (("seed", seed), ("step", step), ("first_sample", first_sample), ("stream", stream)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"Noise: {name} is {value!r}; allowed: an integer")
+        seed, step, first_sample, stream = (
+            whole_number("Noise", name, value)
+            for name, value in zip(NAMES, (seed, step, first_sample, stream), strict=True)
+        )
         if not 0 <= seed < 2**64:
             raise ValueError(f"Noise: seed is {seed}; allowed: 0 <= seed < 2**64")
         signed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits as an int64
@@ -76,10 +78,11 @@ class Noise:
     @classmethod
     def from_key(cls, key: Tensor) -> "Noise":
         """Wrap an int64 tensor [4] of (seed as int64, step, first_sample, stream), on any device."""
-        if key.dtype != torch.int64 or key.shape != (4,):
-            raise ValueError(f"Noise.from_key: key is {key.dtype} {tuple(key.shape)}; allowed: torch.int64 (4,)")
+        if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.shape != (4,):
+            given = f"{key.dtype} {tuple(key.shape)}" if isinstance(key, Tensor) else f"a {type(key).__name__}"
+            raise ValueError(f"Noise.from_key: key is {given}; allowed: a tensor torch.int64 (4,)")
         noise = cls.__new__(cls)
-        noise.key = key
+        noise.key = key.contiguous()
         return noise
 
     def at(self, *, step: int | None = None, first_sample: int | None = None, stream: int | None = None) -> "Noise":
@@ -87,12 +90,13 @@ class Noise:
         key = self.key.clone()
         for position, value in ((1, step), (2, first_sample), (3, stream)):
             if value is not None:
-                key[position].fill_(value & MASK)  # an assignment would copy from the host on a GPU
+                number = whole_number("Noise.at", NAMES[position], value)
+                key[position].fill_(number & MASK)  # an assignment would copy from the host on a GPU
         return Noise.from_key(key)
 
     def to(self, device: torch.device | str) -> "Noise":
-        """Return the same noise with its numbers on ``device``."""
-        return Noise.from_key(self.key.to(device))
+        """Return the same noise with its numbers on ``device``, its own: `advance` of one does not move the other."""
+        return Noise.from_key(self.key.to(device, copy=True))
 
     def normal(
         self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
@@ -118,7 +122,7 @@ class Noise:
     def integer(self) -> int:
         """A 63-bit integer from the first two words of this noise, to seed another generator with."""
         seed, step, first_sample, stream = self.key.tolist()
-        counter = [torch.tensor(value) for value in (0, first_sample, step, stream)]
+        counter = [torch.tensor(value & MASK) for value in (0, first_sample, step, stream)]
         low, high, _, _ = (int(word) for word in philox(seed % 2**64, *counter))
         return (high << 32 | low) & (2**63 - 1)
 
@@ -161,6 +165,7 @@ def uniform_from_word(word: Tensor) -> Tensor:
 def draw_reference(key: Tensor, shape: Sequence[int], dtype: torch.dtype, normal: bool) -> Tensor:
     """Draw a batch [B, ...] of normals or uniforms in plain PyTorch, a cache-sized chunk of counters at a time."""
     seed, step, first_sample, stream = key.tolist()
+    step = step & MASK
     batch, n = shape[0], math.prod(shape[1:])
     quads = -(-n // 4)
     out = torch.empty(batch, quads, 4, dtype=torch.float32, device=key.device)
@@ -193,7 +198,13 @@ def noise_argument(where: str, noise: object, x: Tensor, x_name: str) -> Tensor:
         TypeError, ValueError: neither a `Noise` nor a float tensor like x, or a tensor that asks for a gradient.
     """
     if isinstance(noise, Noise):
-        return noise.key if noise.key.device == x.device else noise.key.to(x.device)
+        if noise.key.device == x.device:
+            return noise.key
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise ValueError(
+                f"{where}: noise is on {noise.key.device}; allowed in a captured graph: {x.device} (noise.to)"
+            )
+        return noise.key.to(x.device)
     if not isinstance(noise, Tensor):
         raise TypeError(f"{where}: noise is a {type(noise).__name__}; allowed: a Noise or a tensor like {x_name}")
     check_like(where, "noise", noise, x, x_name)
@@ -276,7 +287,7 @@ def box_muller(a, b, HALF: constexpr, FAST: constexpr):
     u = a.to(tl.float32) * _TWO_M32 + _TWO_M33
     distance = (b << 1).to(tl.int32, bitcast=True).to(tl.float32)
     if FAST:
-        radius = tl.sqrt(libdevice.fast_log2f(u) * -1.3862943611198906)
+        radius = tl.sqrt(tl.abs(libdevice.fast_log2f(u) * -1.3862943611198906))  # its error may cross 0 at u = 1
         sin, cos = libdevice.fast_sinf(distance * _TWO_PI_M33), libdevice.fast_cosf(distance * _TWO_PI_M33)
     else:
         radius = tl.sqrt(minus_two_log(u))
@@ -324,8 +335,8 @@ def draw_block(key_ptr, sample, start, HALF: constexpr, FAST: constexpr, BLOCK: 
     """Normals of elements start .. start + BLOCK - 1 of one sample, in order; start is a multiple of 8.
 
     A thread draws as many neighbours as one 128-bit access holds, four of 32 bits or eight of 16, so that nothing is
-    exchanged between threads. FAST: NVIDIA's approximate instructions, of error 1e-6 and less in all but one normal in
-    a million.
+    exchanged between threads. FAST: NVIDIA's approximate instructions, for results of 16 bits; by contract their error
+    is at most 1e-5 in the root of the mean square.
     """
     if HALF:
         quad = start // 4 + 2 * tl.arange(0, BLOCK // 8)

@@ -64,6 +64,7 @@ def sampler_step(
             check_like("sampler_step", name, value, z_t, "z_t")
     if (eps_hat_uncond is None) != (guidance is None):
         raise ValueError("sampler_step: allowed: both eps_hat_uncond and guidance, or neither; one of them was given")
+    clip = None if clip is None else float(clip)
     if clip is not None and not clip > 0:
         raise ValueError(f"sampler_step: clip is {clip}; allowed: a number > 0, or None")
     eps = None if noise is None else noise_argument("sampler_step", noise, z_t, "z_t")
@@ -132,8 +133,8 @@ def step_reference(
 def step_gradient_reference(
     grad_s: Tensor, grad_x: Tensor | None, z_t: Tensor, eps_hat: Tensor, row: Tensor, step: Tensor | None,
     clip: float | None, offset: Tensor | None, u: Tensor | None, w: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients to z_t and to the guided eps_hat; where x_hat was clipped nothing flows through it."""
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients to z_t, the guided eps_hat and the offset, empty without one; nothing flows through a clipped x_hat."""
     row = _row(row, step)
     by_x = grad_s.float() * row[3]
     if grad_x is not None:
@@ -142,7 +143,11 @@ def step_gradient_reference(
         x_hat = (_shifted(z_t, offset) * row[0]).addcmul_(_guided(eps_hat, u, w), -row[1])
         by_x = by_x * (x_hat.abs() <= clip)
     grad_z = torch.addcmul(by_x * row[0], grad_s.float(), row[2])
-    return in_layout_of(grad_z.to(z_t.dtype), z_t), in_layout_of((by_x * -row[1]).to(eps_hat.dtype), eps_hat)
+    by_offset = z_t.new_empty(0)
+    if offset is not None:  # from what is not rounded yet: it may be a small difference
+        by_offset = in_layout_of((grad_s.float() * row[6]).sub_(grad_z).to(offset.dtype), offset)
+    grad_eps = in_layout_of((by_x * -row[1]).to(eps_hat.dtype), eps_hat)
+    return in_layout_of(grad_z.to(z_t.dtype), z_t), grad_eps, by_offset
 
 
 # ------------------------------------------------------------------------------------------------ Triton
@@ -197,16 +202,16 @@ def step_kernel(
 
 @jit
 def step_gradient_kernel(
-    grad_s_ptr, grad_x_ptr, z_t_ptr, eps_hat_ptr, row_ptr, step_ptr, offset_ptr, u_ptr, grad_z_ptr, grad_eps_ptr, clip,
-    w, steps, n, blocks, CLIP: constexpr, BLOCK: constexpr,
+    grad_s_ptr, grad_x_ptr, z_t_ptr, eps_hat_ptr, row_ptr, step_ptr, offset_ptr, u_ptr, grad_z_ptr, grad_eps_ptr,
+    by_offset_ptr, clip, w, steps, n, blocks, CLIP: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
-    """Gradients to z_t and to the guided eps_hat of one block of one sample; x_hat is computed again for its clip."""
+    """Gradients to z_t, the guided eps_hat and the offset of one block; x_hat is computed again to clip."""
     sample, start = locate(blocks, BLOCK)
     i = start + tl.arange(0, BLOCK)
     at = sample.to(tl.int64) * n + i
     row_ptr, poison = row_pointer(row_ptr, step_ptr, steps)
     grad_s = tl.load(grad_s_ptr + at, mask=i < n, other=0.0).to(tl.float32)
-    by_x = (tl.load(row_ptr + 3) + poison) * grad_s
+    by_x = tl.load(row_ptr + 3) * grad_s
     if grad_x_ptr is not None:
         by_x += tl.load(grad_x_ptr + at, mask=i < n, other=0.0).to(tl.float32)
     if CLIP:
@@ -219,8 +224,11 @@ def step_gradient_kernel(
             eps_hat = u + w * (eps_hat - u)
         x_hat = y * tl.load(row_ptr) - tl.load(row_ptr + 1) * eps_hat
         by_x = tl.where(tl.abs(x_hat) <= clip, by_x, 0.0)
-    grad_z = tl.load(row_ptr) * by_x + tl.load(row_ptr + 2) * grad_s
-    grad_eps = -tl.load(row_ptr + 1) * by_x
+    grad_z = tl.load(row_ptr) * by_x + (tl.load(row_ptr + 2) + poison) * grad_s
+    grad_eps = -(tl.load(row_ptr + 1) + poison) * by_x
+    if by_offset_ptr is not None:
+        by_offset = tl.load(row_ptr + 6) * grad_s - grad_z
+        tl.store(by_offset_ptr + at, by_offset.to(by_offset_ptr.dtype.element_ty), mask=i < n)
     tl.store(grad_z_ptr + at, grad_z.to(grad_z_ptr.dtype.element_ty), mask=i < n)
     tl.store(grad_eps_ptr + at, grad_eps.to(grad_eps_ptr.dtype.element_ty), mask=i < n)
 
@@ -250,18 +258,20 @@ def step_triton(
 def step_gradient_triton(
     grad_s: Tensor, grad_x: Tensor | None, z_t: Tensor, eps_hat: Tensor, row: Tensor, step: Tensor | None,
     clip: float | None, offset: Tensor | None, u: Tensor | None, w: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Launch the gradients to z_t and to the guided eps_hat."""
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Launch the gradients to z_t, the guided eps_hat and the offset."""
     programs, n, blocks, block = grid_of(z_t)
     grad_z = torch.empty_like(z_t, memory_format=torch.contiguous_format)
     grad_eps = torch.empty_like(eps_hat, memory_format=torch.contiguous_format)
+    by_offset = None if offset is None else torch.empty_like(offset, memory_format=torch.contiguous_format)
     if programs:
         step_gradient_kernel[(programs,)](
             grad_s.contiguous(), _contiguous(grad_x), z_t.contiguous(), eps_hat.contiguous(), row.contiguous(), step,
-            _contiguous(offset), _contiguous(u), grad_z, grad_eps, 0.0 if clip is None else clip, w, row.shape[0], n,
-            blocks, CLIP=clip is not None, BLOCK=block, num_warps=WARPS,
+            _contiguous(offset), _contiguous(u), grad_z, grad_eps, by_offset, 0.0 if clip is None else clip, w,
+            row.shape[0], n, blocks, CLIP=clip is not None, BLOCK=block, num_warps=WARPS,
         )  # fmt: skip
-    return in_layout_of(grad_z, z_t), in_layout_of(grad_eps, eps_hat)
+    shifted = z_t.new_empty(0) if by_offset is None or offset is None else in_layout_of(by_offset, offset)
+    return in_layout_of(grad_z, z_t), in_layout_of(grad_eps, eps_hat), shifted
 
 
 # ------------------------------------------------------------------------------------------------ registration
@@ -276,10 +286,10 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 def _backward(ctx: Any, grad_s: Tensor, grad_x: Tensor | None) -> tuple:
     z_t, eps_hat, row, step, offset, u = ctx.saved_tensors
     grad_x = grad_x if ctx.keep_x_hat else None
-    grad_z, grad_eps = _step_gradient_op(grad_s, grad_x, z_t, eps_hat, row, step, ctx.clip, offset, u, ctx.w)
+    grad_z, grad_eps, by_offset = _step_gradient_op(grad_s, grad_x, z_t, eps_hat, row, step, ctx.clip, offset, u, ctx.w)
     row = _row(row, step)
     by_prev = None if ctx.x_prev_dtype is None else (grad_s * row[4]).to(ctx.x_prev_dtype)
-    by_offset = None if offset is None else (grad_s * row[6] - grad_z).to(offset.dtype)
+    by_offset = None if offset is None else by_offset
     by_u = None if u is None else (grad_eps * (1.0 - ctx.w)).to(u.dtype)
     by_eps_hat = grad_eps if u is None else grad_eps * ctx.w
     return grad_z, by_eps_hat, None, None, None, None, by_prev, by_offset, by_u, None, None
@@ -292,12 +302,20 @@ def _step_fake(
     return torch.empty_like(z_t), torch.empty_like(z_t) if keep_x_hat else z_t.new_empty(0)
 
 
+def _step_gradient_fake(
+    grad_s: Tensor, grad_x: Tensor | None, z_t: Tensor, eps_hat: Tensor, row: Tensor, step: Tensor | None,
+    clip: float | None, offset: Tensor | None, u: Tensor | None, w: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    by_offset = z_t.new_empty(0) if offset is None else torch.empty_like(offset)
+    return torch.empty_like(z_t), torch.empty_like(eps_hat), by_offset
+
+
 _step_gradient_op = register(
     "sampler_step_gradient(Tensor grad_s, Tensor? grad_x, Tensor z_t, Tensor eps_hat, Tensor row, "
-    "Tensor? step, float? clip, Tensor? offset, Tensor? u, float w) -> (Tensor, Tensor)",
+    "Tensor? step, float? clip, Tensor? offset, Tensor? u, float w) -> (Tensor, Tensor, Tensor)",
     step_gradient_reference,
     step_gradient_triton,
-    lambda grad_s, grad_x, z_t, eps_hat, *rest: (torch.empty_like(z_t), torch.empty_like(eps_hat)),
+    _step_gradient_fake,
 )
 _step_op = register(
     "sampler_step(Tensor z_t, Tensor eps_hat, Tensor row, Tensor? step, Tensor? noise, float? clip, "

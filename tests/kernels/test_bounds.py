@@ -1,101 +1,25 @@
 """Nothing is touched outside the arguments of a launch, every output is written once, and no offset overflows.
 
-Whatever is in `CASES` is covered, and a test fails for a kernel that no case launches: give it one, in `MORE_CASES` if
-`CASES` is no place for it. A module whose programs are not blocks of samples has its own entry in `FAR`.
+Whatever is in `EVERY_CASE` is covered, and a test fails for a kernel that no case launches: give it one, in
+`MORE_CASES` if `CASES` is no place for it. A module whose programs are not blocks of samples has an entry in `FAR`.
 """
 
 import importlib
-import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from unittest import mock
 
 import fastdiff_kernels
 import numpy as np
-import oracle
 import pytest
 import torch
-from fastdiff_kernels import fourier_features, group_norm_kernels, group_norm_silu, sampler_step, use_backend
+from cases import EVERY_CASE, TABLE, evaluate, normal
+from fastdiff_kernels import sampler_step, use_backend
 from fastdiff_kernels.launch import BLOCK, constexpr, jit, tl
 from guards import LAYOUTS, MARGIN, Launch, guarded, poisoned, surrounded
-from kernels.test_operations import CASES, NOISE, ROW, Case, normal, vector
 
 # ------------------------------------------------------------------------------------------------ what is covered
-
-
-TABLE = torch.tensor([[9.0] * 7, ROW, [9.0] * 7])
-EPS = 0.1  # a group of one or of equal elements has no variance: 1e-5 would magnify its rounding 300 times
-
-
-def exact_group_norm(x, weight, bias, scale=None, shift=None):
-    """silu((xhat weight + bias) (1 + scale) + shift) with the statistics of `groups` by their definition."""
-    shape = (x.shape[0], groups(x), x.numel() // max(1, x.shape[0] * groups(x)))
-    centred = x.reshape(shape) - x.reshape(shape).mean(2, keepdim=True)
-    xhat = (centred / torch.sqrt((centred**2).mean(2, keepdim=True) + EPS)).view(x.shape).movedim(1, -1)
-    v = xhat * weight + bias
-    if scale is not None:
-        between = (slice(None), *[None] * (x.dim() - 2))
-        v = v * (1.0 + scale[between]) + shift[between]
-    return (v * torch.sigmoid(v)).movedim(-1, 1)
-
-
-def groups(x):
-    """Several groups where the channels allow it."""
-    return math.gcd(x.shape[1], 4)
-
-
-def group_norm_case(modulated, on_chip):
-    """``on_chip`` elements of a group at most are normalised in one kernel; others go through tiles."""
-
-    def ours(x, weight, bias, scale=None, shift=None):
-        with mock.patch.object(group_norm_kernels, "ON_CHIP", on_chip):
-            return group_norm_silu(x, groups(x), weight, bias, scale, shift, EPS)
-
-    def make(shape, dtype):
-        affine = [vector(shape[1], 1, 1.0), vector(shape[1], 2, 1.0)]
-        modulation = [normal(shape[:2], torch.float32, 3), normal(shape[:2], torch.float32, 4)]
-        return [normal(shape, dtype), *affine, *(modulation if modulated else [])]
-
-    return Case(ours, exact_group_norm, (0, 1, 2, 3, 4) if modulated else (0, 1, 2), make)
-
-
-MORE_CASES = {
-    "draw": Case(
-        lambda x: NOISE.normal(x.shape, x.dtype),
-        lambda x: NOISE.normal(x.shape).to(x.dtype),
-        (),
-        lambda shape, dtype: [normal(shape, dtype)],
-    ),
-    "draw uniform": Case(
-        lambda x: NOISE.uniform(x.shape, x.dtype),
-        lambda x: NOISE.uniform(x.shape).to(x.dtype),
-        (),
-        lambda shape, dtype: [normal(shape, dtype)],
-    ),
-    "sampler_step without x_hat": Case(
-        lambda z_t, eps_hat: sampler_step(z_t, eps_hat, torch.tensor(ROW), keep_x_hat=False),
-        lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, ROW, None, None, None, None, None, 1.0)[0],
-        (0, 1),
-        lambda shape, dtype: [normal(shape, dtype, 0), normal(shape, dtype, 1)],
-    ),
-    "sampler_step with a table": Case(
-        lambda z_t, eps_hat: sampler_step(z_t, eps_hat, TABLE, None, 0.8, step=torch.tensor([1])),
-        lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, ROW, None, 0.8, None, None, None, 1.0),
-        (0, 1),
-        lambda shape, dtype: [normal(shape, dtype, 0), normal(shape, dtype, 1)],
-    ),
-    "fourier_features in float32": Case(
-        lambda z: fourier_features(z, 2, 2, torch.float32),
-        lambda z: oracle.fourier(z, 2, 2),
-        (0,),
-        lambda shape, dtype: [normal(shape, dtype)],
-    ),
-    "group_norm_silu, whole groups": group_norm_case(modulated=False, on_chip=group_norm_kernels.ON_CHIP),
-    "group_norm_silu in tiles": group_norm_case(modulated=True, on_chip=16),
-}
-EVERY_CASE = {**MORE_CASES, **CASES}
 
 
 def kernels() -> dict[str, Callable]:
@@ -107,17 +31,6 @@ def kernels() -> dict[str, Callable]:
             if name.endswith("_kernel") and getattr(value, "fn", value).__module__ == module.__name__:
                 found[f"{info.name}.{name}"] = value
     return found
-
-
-def evaluate(function, tensors, differentiable, place=lambda upstream: upstream):
-    """Values and gradients, the tensors and the upstream gradients in the memory they are given in."""
-    leaves = [t.detach().requires_grad_(k in differentiable) for k, t in enumerate(tensors)]
-    outputs = function(*leaves)
-    outputs = [o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o is not None]
-    upstream = [place(normal(o.shape, o.dtype, 99 + k)) for k, o in enumerate(outputs)]
-    wanted = [leaves[k] for k in differentiable]
-    gradients = torch.autograd.grad(outputs, wanted, upstream) if wanted else ()
-    return [o.detach() for o in outputs], list(gradients)
 
 
 # ------------------------------------------------------------------------------------------------ the guard itself

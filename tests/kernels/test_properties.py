@@ -8,13 +8,12 @@ import math
 
 import pytest
 import torch
+from cases import DTYPES, EVERY_CASE, UNIT, evaluate
 from fastdiff_kernels import use_backend
 from fastdiff_kernels.launch import BLOCK
 from guards import LAYOUTS, guarded, surrounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.test_bounds import EVERY_CASE, evaluate
-from kernels.test_operations import DTYPES, UNIT
 from torch._subclasses import FakeTensorMode
 
 DRAWING = [name for name in EVERY_CASE if "draw" in name]  # their programs take ten times as long

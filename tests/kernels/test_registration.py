@@ -151,6 +151,11 @@ WRONG = {
     "clip is 0.0; allowed: a number > 0": lambda: sampler_step(X, X, ROW, clip=0.0),
     "decoder_nll: x is dtype torch.float32": lambda: decoder_nll(X, X, GAMMA),
     r"decoder_nll: x is \(2, 3, 4, 4\)": lambda: decoder_nll(X[..., :4].byte(), X, GAMMA),
+    "levels is 17.5; allowed: an integer": lambda: decoder_nll(X.byte(), X, GAMMA, 17.5),
+    "n_min is 3.5; allowed: an integer": lambda: fourier_features(X, 3.5),
+    "Noise: step is True; allowed: an integer": lambda: Noise(1, True),
+    "Noise.at: step is 1.0; allowed: an integer": lambda: NOISE.at(step=1.0),
+    "from_key: key is a list; allowed: a tensor": lambda: Noise.from_key([1, 2, 3, 4]),
     "levels is 1; allowed: 2 to 256": lambda: decoder_nll(X.byte(), X, GAMMA, 1),
     r"decoder_nll: logvar has shape \(2, 3, 4, 4\)": lambda: decoder_nll(X.byte(), X, X[..., :4]),
     r"decoder_nll: logvar has shape \(3,\); allowed: \(2,\)": lambda: decoder_nll(X.byte(), X, torch.zeros(3)),
@@ -214,7 +219,23 @@ def test_a_mode_sees_the_operation_and_eager_goes_straight():
 
 
 def test_a_second_derivative_is_refused():
+    """By way of the upstream gradient, and by way of what was saved only, where it would be dropped without a word."""
     x = data(0, True)
     (gradient,) = torch.autograd.grad(diffuse(x, torch.zeros(2), NOISE).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="differentiated once, not twice"):
         gradient.sum().backward()
+    (gradient,) = torch.autograd.grad(eps_loss(x, NOISE, torch.ones(2)).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once, not twice"):
+        gradient.square().sum().backward()
+
+
+def test_derivatives_that_would_be_zero_are_refused():
+    x, gamma, other = data(0), torch.zeros(2), data(1)
+    for transform in (torch.func.grad, lambda f: lambda v: torch.func.jvp(f, (v,), (other,))):
+        with pytest.raises(NotImplementedError, match="fastdiff::diffuse under forward-mode"):
+            transform(lambda v: diffuse(v, gamma, NOISE).sum())(x)
+    with (
+        torch.autograd.forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match="fastdiff::eps_squared_error"),
+    ):
+        eps_loss(torch.autograd.forward_ad.make_dual(x, other), NOISE, torch.ones(2))

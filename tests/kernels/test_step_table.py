@@ -40,6 +40,47 @@ def test_a_step_outside_the_table_gives_nan(backend, outside):
                 assert value.isnan().all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_gradients_of_a_step_outside_the_table_are_nan(backend, clip):
+    leaves = [Z.clone().requires_grad_(), EPS_HAT.clone().requires_grad_(), Z.flip(0).requires_grad_()]
+    with use_backend(backend):
+        z_s, _ = sampler_step(leaves[0], leaves[1], TABLE, None, clip, offset=leaves[2], step=torch.tensor([7]))
+        z_s.sum().backward()
+    for leaf in leaves:
+        assert leaf.grad is not None
+        assert leaf.grad.isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_gradient_to_the_offset_is_no_difference_of_rounded_numbers(backend, dtype):
+    """With O = 1 it is upstream (1 - A - B / alpha), which for an ancestral step is small beside both."""
+    row = torch.tensor([1.1, 0.5, 0.9, 0.09, 0.0, 0.0, 1.0])
+    offset = Z.to(dtype, copy=True).requires_grad_()
+    with use_backend(backend):
+        z_s, _ = sampler_step(Z.to(dtype), EPS_HAT.to(dtype), row, offset=offset)
+        (gradient,) = torch.autograd.grad(z_s, offset, Z.flip(0).to(dtype))
+    exact = Z.flip(0).to(dtype).double() * (1.0 - row[2].double() - row[3].double() * row[0].double())
+    unit = {torch.float32: 1e-4, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-9}[dtype]
+    assert (gradient.double() - exact).abs().max() <= unit * exact.abs().max()
+
+
+def test_noise_that_is_moved_is_a_copy():
+    noise = Noise(4, step=7)
+    moved = noise.to("cpu")
+    noise.advance()
+    assert moved.counter.tolist() == [7]
+
+
+def test_a_key_counts_modulo_32_bits_in_any_layout():
+    strided = torch.tensor([5, 99, 2**40 + 1, 98, 2, 97, 3, 96])[::2]
+    for backend in BACKENDS:
+        with use_backend(backend):
+            assert torch.equal(Noise.from_key(strided).normal((2, 5)), Noise(5, 1, 2, 3).normal((2, 5)))
+    assert Noise.from_key(strided).integer() == Noise(5, 1, 2, 3).integer()
+
+
 def test_advancing_noise_is_the_noise_of_the_next_step():
     noise = Noise(4, step=2**32 - 2, stream=Stream.SAMPLER)
     counter = noise.counter

@@ -1,0 +1,248 @@
+"""Every operation with its float64 counterpart, as functions of the same list of tensors, and how to compare them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from unittest import mock
+
+import oracle
+import torch
+from fastdiff_kernels import (
+    Noise,
+    decoder_nll,
+    diffuse,
+    eps_loss,
+    fourier_features,
+    gaussian_log_ratio,
+    group_norm_kernels,
+    group_norm_silu,
+    reparameterize,
+    sampler_step,
+)
+from torch import Tensor
+
+BACKENDS = ("torch", "interpreter")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+UNIT = {torch.float32: 5e-7, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+ROW = (1.25, 0.75, 0.6, 0.3, -0.2, 0.4, 0.9)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operation and its float64 counterpart, as functions of the same list of tensors."""
+
+    ours: Callable[..., Tensor | tuple[Tensor, ...]]
+    exact: Callable[..., Tensor | tuple[Tensor, ...]]
+    differentiable: tuple[int, ...]  # positions of the arguments that get a gradient
+    make: Callable[[tuple[int, ...], torch.dtype], list[Tensor]]
+
+
+def normal(shape, dtype, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def vector(size, seed=0, scale=4.0):
+    return scale * torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+NOISE = Noise(20, 1, 2, 3)
+
+
+def drawn(x: Tensor) -> Tensor:
+    """The noise that an operation draws for data like x, in float64."""
+    return NOISE.normal(x.shape).double()
+
+
+def step_case(clip, guided, offset, prev):
+    def ours(z_t, eps_hat, eps, x_prev, o, u):
+        row = torch.tensor(ROW, device=z_t.device)
+        return sampler_step(
+            z_t, eps_hat, row, eps, clip, x_prev if prev else None, o if offset else None,
+            u if guided else None, 1.5 if guided else None,
+        )  # fmt: skip
+
+    def exact(z_t, eps_hat, eps, x_prev, o, u):
+        return oracle.sampler_step(
+            z_t, eps_hat, ROW, eps, clip, x_prev if prev else None, o if offset else None, u if guided else None, 1.5
+        )
+
+    used = tuple(k for k, on in ((0, True), (1, True), (3, prev), (4, offset), (5, guided)) if on)
+    return Case(ours, exact, used, lambda shape, dtype: [normal(shape, dtype, k) for k in range(6)])
+
+
+def decoder_case(levels, per_element):
+    def exact(x, mean, logvar):
+        spread = logvar if per_element else oracle.shaped(logvar, x).expand(x.shape)
+        return oracle.decoder_nll(x, mean, spread, levels)
+
+    def make(shape, dtype):
+        x = torch.randint(levels, shape, generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+        logvar = normal(shape, dtype, 1) if per_element else vector(shape[0], 1, 1.0)
+        return [x, normal(shape, dtype), logvar - 2.0]
+
+    return Case(lambda x, mean, logvar: decoder_nll(x, mean, logvar, levels), exact, (1, 2), make)
+
+
+CASES = {
+    "diffuse": Case(
+        diffuse,
+        oracle.diffuse,
+        (0, 1),
+        lambda shape, dtype: [normal(shape, dtype), vector(shape[0]), normal(shape, dtype, 1)],
+    ),
+    "diffuse drawn": Case(
+        lambda x, gamma: diffuse(x, gamma, NOISE),
+        lambda x, gamma: oracle.diffuse(x, gamma, drawn(x)),
+        (0, 1),
+        lambda shape, dtype: [normal(shape, dtype), vector(shape[0])],
+    ),
+    "eps_loss": Case(
+        eps_loss,
+        oracle.eps_loss,
+        (0, 2),
+        lambda shape, dtype: [normal(shape, dtype), normal(shape, dtype, 1), vector(shape[0], 2).abs()],
+    ),
+    "eps_loss drawn": Case(
+        lambda eps_hat, weight: eps_loss(eps_hat, NOISE, weight),
+        lambda eps_hat, weight: oracle.eps_loss(eps_hat, drawn(eps_hat), weight),
+        (0, 1),
+        lambda shape, dtype: [normal(shape, dtype), vector(shape[0], 2).abs()],
+    ),
+    "fourier_features": Case(
+        lambda z: fourier_features(z, 3, 5),
+        lambda z: oracle.fourier(z, 3, 5),
+        (0,),
+        lambda shape, dtype: [normal(shape, dtype)],
+    ),
+    "sampler_step plain": step_case(None, guided=False, offset=False, prev=False),
+    "sampler_step clipped": step_case(0.8, guided=False, offset=False, prev=True),
+    "sampler_step guided": step_case(0.8, guided=True, offset=True, prev=True),
+    "sampler_step drawn": Case(
+        lambda z_t, eps_hat: sampler_step(z_t, eps_hat, torch.tensor(ROW, device=z_t.device), NOISE),
+        lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, ROW, drawn(z_t), None, None, None, None, 1.0),
+        (0, 1),
+        lambda shape, dtype: [normal(shape, dtype), normal(shape, dtype, 1)],
+    ),
+    "decoder_nll": decoder_case(17, per_element=False),
+    "decoder_nll, logvar like mean": decoder_case(256, per_element=True),
+    "reparameterize": Case(
+        reparameterize,
+        oracle.reparameterize,
+        (0, 1),
+        lambda shape, dtype: [normal(shape, dtype, k) for k in range(3)],
+    ),
+    "reparameterize drawn": Case(
+        lambda mean, logvar: reparameterize(mean, logvar, NOISE),
+        lambda mean, logvar: oracle.reparameterize(mean, logvar, drawn(mean)),
+        (0, 1),
+        lambda shape, dtype: [normal(shape, dtype, k) for k in range(2)],
+    ),
+    "gaussian_log_ratio": Case(
+        gaussian_log_ratio,
+        oracle.gaussian_log_ratio,
+        (0, 1, 2, 3, 4),
+        lambda shape, dtype: [normal(shape, dtype, k) for k in range(5)],
+    ),
+}
+
+
+def run(function, tensors, differentiable):
+    """Values and gradients of a random weighted sum of them."""
+    leaves = [t.detach().requires_grad_(k in differentiable) for k, t in enumerate(tensors)]  # in the layout given
+    outputs = function(*leaves)
+    outputs = [o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o is not None]
+    total = sum((o.cpu().double() * normal(o.shape, torch.float64, 99)).sum() for o in outputs)
+    total.backward()
+    return [o.detach() for o in outputs], [leaves[k].grad for k in differentiable]
+
+
+def assert_close(given: Tensor, exact: Tensor, dtype: torch.dtype, backend: str = "torch") -> None:
+    assert given.shape == exact.shape
+    allowed = UNIT[dtype] * (2.0 if backend == "interpreter" and dtype == torch.bfloat16 else 1.0)
+    scale = max(1.0, float(exact.abs().max())) if exact.numel() else 1.0
+    error = float((given.double() - exact).abs().max()) if exact.numel() else 0.0
+    assert error <= allowed * scale, f"error {error / scale:.3g} of the largest entry, allowed {allowed:.3g}"
+
+
+EPS = 0.1  # a group of one or of equal elements has no variance: 1e-5 would magnify its rounding 300 times
+
+
+def exact_group_norm(x, weight, bias, scale=None, shift=None):
+    """silu((xhat weight + bias) (1 + scale) + shift) with the statistics of `groups` by their definition."""
+    shape = (x.shape[0], groups(x), x.numel() // max(1, x.shape[0] * groups(x)))
+    centred = x.reshape(shape) - x.reshape(shape).mean(2, keepdim=True)
+    xhat = (centred / torch.sqrt((centred**2).mean(2, keepdim=True) + EPS)).view(x.shape).movedim(1, -1)
+    v = xhat * weight + bias
+    if scale is not None:
+        between = (slice(None), *[None] * (x.dim() - 2))
+        v = v * (1.0 + scale[between]) + shift[between]
+    return (v * torch.sigmoid(v)).movedim(-1, 1)
+
+
+def groups(x):
+    """Several groups where the channels allow it."""
+    return math.gcd(x.shape[1], 4)
+
+
+def group_norm_case(modulated, on_chip):
+    """``on_chip`` elements of a group at most are normalised in one kernel; others go through tiles."""
+
+    def ours(x, weight, bias, scale=None, shift=None):
+        with mock.patch.object(group_norm_kernels, "ON_CHIP", on_chip):
+            return group_norm_silu(x, groups(x), weight, bias, scale, shift, EPS)
+
+    def make(shape, dtype):
+        affine = [vector(shape[1], 1, 1.0), vector(shape[1], 2, 1.0)]
+        modulation = [normal(shape[:2], torch.float32, 3), normal(shape[:2], torch.float32, 4)]
+        return [normal(shape, dtype), *affine, *(modulation if modulated else [])]
+
+    return Case(ours, exact_group_norm, (0, 1, 2, 3, 4) if modulated else (0, 1, 2), make)
+
+
+TABLE = torch.tensor([[9.0] * 7, ROW, [9.0] * 7])
+MORE_CASES = {
+    "draw": Case(
+        lambda x: NOISE.normal(x.shape, x.dtype),
+        lambda x: NOISE.normal(x.shape).to(x.dtype),
+        (),
+        lambda shape, dtype: [normal(shape, dtype)],
+    ),
+    "draw uniform": Case(
+        lambda x: NOISE.uniform(x.shape, x.dtype),
+        lambda x: NOISE.uniform(x.shape).to(x.dtype),
+        (),
+        lambda shape, dtype: [normal(shape, dtype)],
+    ),
+    "sampler_step without x_hat": Case(
+        lambda z_t, eps_hat: sampler_step(z_t, eps_hat, torch.tensor(ROW), keep_x_hat=False),
+        lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, ROW, None, None, None, None, None, 1.0)[0],
+        (0, 1),
+        lambda shape, dtype: [normal(shape, dtype, 0), normal(shape, dtype, 1)],
+    ),
+    "sampler_step with a table": Case(
+        lambda z_t, eps_hat: sampler_step(z_t, eps_hat, TABLE, None, 0.8, step=torch.tensor([1])),
+        lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, ROW, None, 0.8, None, None, None, 1.0),
+        (0, 1),
+        lambda shape, dtype: [normal(shape, dtype, 0), normal(shape, dtype, 1)],
+    ),
+    "fourier_features in float32": Case(
+        lambda z: fourier_features(z, 2, 2, torch.float32),
+        lambda z: oracle.fourier(z, 2, 2),
+        (0,),
+        lambda shape, dtype: [normal(shape, dtype)],
+    ),
+    "group_norm_silu, whole groups": group_norm_case(modulated=False, on_chip=group_norm_kernels.ON_CHIP),
+    "group_norm_silu in tiles": group_norm_case(modulated=True, on_chip=16),
+}
+EVERY_CASE = {**MORE_CASES, **CASES}
+
+
+def evaluate(function, tensors, differentiable, place=lambda upstream: upstream):
+    """Values and gradients, the tensors and the upstream gradients in the memory they are given in."""
+    leaves = [t.detach().requires_grad_(k in differentiable) for k, t in enumerate(tensors)]
+    outputs = function(*leaves)
+    outputs = [o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o is not None]
+    upstream = [place(normal(o.shape, o.dtype, 99 + k)) for k, o in enumerate(outputs)]
+    wanted = [leaves[k] for k in differentiable]
+    gradients = torch.autograd.grad(outputs, wanted, upstream) if wanted else ()
+    return [o.detach() for o in outputs], list(gradients)
