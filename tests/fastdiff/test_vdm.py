@@ -196,6 +196,23 @@ def test_levels_head_is_bounded_by_the_data_and_exact_where_noise_vanishes():
     torch.testing.assert_close(eps_hat, eps, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("head", ["eps", "levels"])
+def test_under_autocast_the_features_are_in_its_dtype(head, monkeypatch):
+    """The latent stays float32, the network gets bfloat16, and eps_hat differs by bfloat16's rounding."""
+    model, seen = small(head).eval(), []
+    x = Noise(1).normal((3, *model.shape))
+    gamma = torch.tensor([-2.0, 0.0, 3.0])
+    forward = model.network.forward
+    monkeypatch.setattr(model.network, "forward", lambda f, *rest: (seen.append(f.dtype), forward(f, *rest))[1])
+    with torch.no_grad():
+        exact = model.eps_hat(x, gamma)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model.eps_hat(x, gamma)
+    assert seen == [torch.float32, torch.bfloat16]
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+
+
 def test_network_is_channels_last_and_starts_as_the_identity():
     model = VDM(VDMConfig((3, 8, 8), 256, network=SMALL))
     assert model.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
