@@ -97,6 +97,20 @@ def host_clock_once(call: Call, device: torch.device) -> float:
     return seconds
 
 
+def graph_of(call: Call) -> torch.cuda.CUDAGraph:
+    """Capture a call after it has run on a side stream, as capture asks for."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph
+
+
 def warm_up(call: Call, device: torch.device) -> None:
     """Run a call often enough that compilation, allocation and lazy set-up are over."""
     for _ in range(3):

@@ -8,12 +8,12 @@ interpreter; what only a GPU shows is its rounding, its instructions for 16-bit 
 """
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
 from cases import CASES, DTYPES, MORE_CASES, UNIT, Case, run
+from clocks import graph_of
 from fastdiff_kernels.launch import WARPS, grid_of
 from fastdiff_kernels.noise import draw_kernel, philox, uniform_from_word
 from torch import Tensor
@@ -126,20 +126,6 @@ def test_more_than_2_to_the_31_elements(device: torch.device) -> None:
     assert (plain[2, last].cpu() - drawn).abs().max() < 0.1  # z is rounded to bfloat16
     features = fourier_features(x[:, : 2**29].view(3, 1, -1), 3, 3)
     assert torch.equal(features[2], fourier_features(x[2:, : 2**29].view(1, 1, -1), 3, 3)[0])
-
-
-def graph_of(body: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """Capture a call after it has run on a side stream, as capture asks for."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            body()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        body()
-    return graph
 
 
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
