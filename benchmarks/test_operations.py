@@ -165,7 +165,7 @@ def group_norm_case(like: Tensor, modulated: bool, backward: bool) -> Case:
 def decoder_nll_case(like: Tensor) -> Case:
     """The likelihood of bytes and its gradients: reads x and the mean twice, writes the mean's gradient.
 
-    Memory on a CPU, of forward and backward at 2^20 elements: 6 MiB, and 5 GiB in the eager form.
+    For its memory, and its time at a size where the eager form takes 5 GiB, see `decoder_cost`.
     """
     x = torch.randint(LEVELS, like.shape, dtype=torch.uint8, device=like.device)
     centres = (2.0 * x.float() + 1.0) / LEVELS - 1.0

@@ -19,8 +19,8 @@ smallest precision of a block of elements asks for. With expectations over the s
     ½ q levels (E[j] - j_x) to mean,   ½ q (E[u] - u_x) to logvar.
 
 For log-variances from -20 to 20 and means anywhere, nats and gradients are within 9e-7 of their largest entry. On one
-CPU core 2^20 elements of 256 levels take 0.02 s at logvar -13.3, 0.07 s at -8 and 0.5 s at 0, forward and backward,
-where logits [..., levels] and a cross entropy take 17 s, and 6 MiB where those take 5.1 GiB.
+CPU core 2^20 elements of 256 levels take 0.02 s at logvar -13.3, 0.08 s at -8 and 0.5 s at 0, forward and backward, and
+a few MiB, where logits [..., levels] and a cross entropy take 15 s and 5.1 GiB (`benchmarks/decoder_cost.py`).
 """
 
 import math

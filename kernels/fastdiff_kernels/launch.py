@@ -112,7 +112,7 @@ _LIBRARY = torch.library.Library("fastdiff", "DEF")
 def register(
     schema: str,
     reference: Callable,
-    launcher: Callable | None,
+    launcher: Callable,
     fake: Callable,
     backward: Callable | None = None,
     setup_context: Callable | None = None,
@@ -122,7 +122,7 @@ def register(
     Args:
         schema: the operation's name and signature, ``"name(Tensor x, ...) -> Tensor"``.
         reference: the plain-PyTorch implementation, for any device.
-        launcher: the Triton implementation of the same signature, or None where there is none yet.
+        launcher: the Triton implementation of the same signature.
         fake: shapes, dtypes and strides of the result, for ``torch.compile``.
         backward, setup_context: the gradient, as ``torch.library.register_autograd`` takes it.
 
@@ -137,10 +137,10 @@ def register(
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
 
     def on_cpu(*args: Any) -> Any:
-        return (launcher if launcher is not None and backend() == "interpreter" else reference)(*args)
+        return (launcher if backend() == "interpreter" else reference)(*args)
 
     def on_cuda(*args: Any) -> Any:
-        if launcher is None or backend() == "torch":
+        if backend() == "torch":
             return reference(*args)
         device = args[0].get_device()
         if device == torch.cuda.current_device():  # the usual case, without a context manager
