@@ -3,7 +3,8 @@
     python benchmarks/readme.py            rewrite README.md
     python benchmarks/readme.py --check    only say whether it is up to date (exit code 1 if not)
 
-Sources: docs/bound.jsonl (`fastdiff evaluate digits --steps 1,10,100,1000,inf --draws 256 --json`), every
+Sources: docs/bound.jsonl (`fastdiff evaluate digits --steps 1,10,100,1000,inf --draws 256 --ode 64 --json`),
+docs/fd.jsonl (`fastdiff fd digits --sampler ancestral,ddim,dpm-solver,heun --steps 5,10,25,50,250 --json`), every
 benchmarks/results/*.json (`pytest benchmarks/ --benchmark-only --results PATH`), docs/static-cost.json
 (`python benchmarks/static_cost.py --json docs/static-cost.json`) and docs/host-cost.json
 (`python benchmarks/host_cost.py --json docs/host-cost.json`).
@@ -24,11 +25,28 @@ def bound_table() -> str:
     """Bits per dimension and its terms against the number of steps."""
     lines = ["| T | bits/dim | ± s.e. | recon | prior | diffusion |", "|---:|---:|---:|---:|---:|---:|"]
     for row in map(json.loads, (ROOT / "docs/bound.jsonl").read_text().splitlines()):
-        steps = "∞" if row["steps"] is None else row["steps"]
-        figures = [f"{row[name]:.{digits}f}" for name, digits in
+        flow = f"ODE, {row['ode_steps']} steps" if "ode_steps" in row else None
+        steps = flow or ("∞" if row["steps"] is None else row["steps"])
+        figures = [f"{row[name]:.{digits}f}" if name in row else "" for name, digits in
                    (("bpd", 3), ("se", 3), ("recon", 4), ("prior", 4), ("diffusion", 3))]  # fmt: skip
         lines.append(f"| {steps} | " + " | ".join(figures) + " |")
     return "\n".join(lines)
+
+
+def distance_table() -> str:
+    """FD-digits of samples, one line per sampler, one column per number of steps."""
+    rows = list(map(json.loads, (ROOT / "docs/fd.jsonl").read_text().splitlines()))
+    held_out, rows = rows[0], rows[1:]
+    numbers = sorted({row["steps"] for row in rows})
+    lines = [
+        "| sampler | " + " | ".join(f"{steps} steps" for steps in numbers) + " |",
+        "|---|" + "---:|" * len(numbers),
+    ]
+    for name in dict.fromkeys(row["sampler"] for row in rows):
+        own = {row["steps"]: f"{row['fd']:.1f} ± {row['se']:.1f}" for row in rows if row["sampler"] == name}
+        lines.append(f"| {name} | " + " | ".join(own.get(steps, "") for steps in numbers) + " |")
+    own = f"The {held_out['n']} held-out digits themselves: {held_out['fd']:.1f} ± {held_out['se']:.1f}"
+    return "\n".join([*lines, "", f"{own}, with the bias of so few (only equal numbers of images compare)."])
 
 
 def benchmark_tables() -> str:
@@ -97,7 +115,8 @@ def host_table() -> str:
 def rendered(text: str) -> str:
     """README.md with its tables replaced."""
     tables = {
-        "bound": bound_table(), "benchmarks": benchmark_tables(), "static": static_table(), "host": host_table()
+        "bound": bound_table(), "distance": distance_table(), "benchmarks": benchmark_tables(),
+        "static": static_table(), "host": host_table(),
     }  # fmt: skip
     for name, table in tables.items():
         block = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)

@@ -29,7 +29,7 @@ from fastdiff.kernels import (
     reparameterize,
     sampler_step,
 )
-from fastdiff.samplers import sampler_table
+from fastdiff.samplers import ancestral
 
 CPU_SHAPES = {"cifar": (64, 3, 32, 32), "large": (16, 1, 256, 256)}  # large: 2^20 elements
 GPU_SHAPES = {"cifar": (128, 3, 32, 32), "large": (64, 4, 512, 512)}  # large: 2^26 elements
@@ -104,7 +104,7 @@ def sampler_step_case(z_t: Tensor, drawn: bool) -> Case:
     """An ancestral step in the middle of 50: reads z_t and eps_hat, writes z_s."""
     steps, k = 50, 25
     gamma = torch.linspace(GAMMA_0, GAMMA_1, steps + 1, dtype=torch.float64)
-    row = sampler_table("ancestral", gamma)[k].to(z_t.device)
+    row = ancestral(gamma).table[k].float().to(z_t.device)
     gamma_t, gamma_s = gamma[steps - k], gamma[steps - k - 1]
     c, sigma_t, sigma_s = -torch.expm1(gamma_s - gamma_t), gamma_t.sigmoid().sqrt(), gamma_s.sigmoid().sqrt()
     mean = ((-gamma_s).sigmoid() / (-gamma_t).sigmoid()).sqrt()

@@ -1,6 +1,5 @@
-"""The command line: ``fastdiff sample | train | evaluate | info``."""
+"""The command line: ``fastdiff sample | train | evaluate | fd | reproduce | info``."""
 
-import json
 import signal
 import sys
 from dataclasses import dataclass, replace
@@ -10,24 +9,29 @@ from typing import Annotated, Any
 import torch
 import tyro
 from PIL import Image
+from torch import Tensor
 
 from . import __version__, runs
 from .checkpoint import embedded_names, load
 from .config import ConfigError
-from .datasets import DataError, check_fit, load_dataset
-from .evaluation import evaluate, format_table
-from .kernels import BackendError, backend
+from .datasets import DataError, check_fit, digits, load_dataset
+from .evaluation import OWN, TABLE_HEAD, chain_of, evaluate, evaluate_ode, format_row, standard_error
+from .frechet import fd_digits
+from .kernels import BackendError, Noise, backend
+from .ode import check_integrator
 from .plots import grid
 from .presets import PRESETS, preset
 from .sample import SamplingError, sample
 from .storage import CheckpointError
+from .studies import STUDIES, Budget, StudyError
 from .training import TrainingError
 
 USER_ERRORS = (
     BackendError, CheckpointError, ConfigError, DataError, OSError, SamplingError, TrainingError, TypeError, ValueError,
-    runs.RunError,
+    StudyError, runs.RunError,
 )  # fmt: skip
 Name = tyro.conf.Positional
+ODE_DRAWS = 4
 
 
 @dataclass
@@ -43,7 +47,17 @@ class Sample:
     steps: int = 250
     """Sampler steps."""
     sampler: str = "ancestral"
-    """ancestral, ddim or dpm-solver."""
+    """ancestral, ddim, dpm-solver or heun."""
+    eta: float | None = None
+    """Of ddim: 0 is deterministic, 1 is ancestral."""
+    grid: str = "time"
+    """Where the steps are: even in time, in gamma, or quadratic."""
+    temperature: float = 1.0
+    """Factor on the initial latent."""
+    variance: str | None = None
+    """Of the ancestral sampler's steps: small, large or learned, instead of the model's own."""
+    clip: bool = False
+    """Clip the estimate of x to [-1, 1] at every step."""
     seed: int = 0
     """Image i is a function of the seed and i."""
     batch_size: int = 64
@@ -60,7 +74,8 @@ class Sample:
         check_picture(self.out)
         images = sample(
             self.model, self.n, steps=self.steps, sampler=self.sampler, seed=self.seed, batch_size=self.batch_size,
-            labels=self.label, guidance=self.guidance, progress=True, device=default_device(),
+            labels=self.label, guidance=self.guidance, eta=self.eta, grid=self.grid, temperature=self.temperature,
+            variance=self.variance, clip=self.clip, progress=True, device=default_device(),
         )  # fmt: skip
         grid(images).save(self.out)
         print(f"wrote {self.out} ({self.n} images)")
@@ -86,7 +101,7 @@ class Train:
     seed: int | None = None
     """Seed of everything, instead of the preset's."""
     data: str | None = None
-    """Data set (digits, or the path of an .npz file), instead of the preset's."""
+    """Data set (digits, an .npz file, the CIFAR-10 archive, a folder of images), instead of the preset's."""
     save_every: int = 500
     """Steps between checkpoints."""
 
@@ -99,7 +114,7 @@ class Train:
             raise ValueError(f"train: save-every is {self.save_every}; allowed: an integer >= 1")
         out, device = self.out or Path("runs") / self.preset, default_device()
         if self.resume:
-            state = runs.resume(out, wanted, device)
+            state = runs.resume(out, wanted, device, chosen.model)
             data = load_dataset(state.config.data)
             check_fit(state.model, data)
         else:
@@ -115,7 +130,7 @@ class Train:
             return 128 + outcome.stopped_by
         if outcome.evaluation is not None:
             print(f"held-out bits/dim of the averaged weights, in {out}:")
-            print(format_table([outcome.evaluation]))
+            print(TABLE_HEAD, format_row(outcome.evaluation), sep="\n")
         return 0
 
 
@@ -126,9 +141,13 @@ class Evaluate:
     model: Name[str] = "digits"
     """Checkpoint folder, run folder, or embedded model."""
     data: str = "digits"
-    """Data set: digits, or the path of an .npz file."""
-    steps: str = "inf"
-    """Numbers of steps T of the bound, such as 1,10,100,inf."""
+    """Data set: digits, an .npz file, the CIFAR-10 archive, or a folder of images."""
+    steps: str = OWN
+    """Numbers of steps T of the bound, such as 1,10,100,inf; by default the model's own."""
+    exact: bool = False
+    """Sum over all steps of every finite T instead of drawing among them: T calls of the network per image."""
+    ode: int | None = None
+    """Also print the bound through the probability-flow ODE, integrated with this many steps, with few draws."""
     draws: int = 64
     """Draws per image."""
     seed: int = 0
@@ -141,22 +160,126 @@ class Evaluate:
     """Print JSON lines instead of a table."""
 
     def run(self) -> int:
-        """Evaluate at every T asked for, and print the table."""
-        wanted = [parse_steps(part) for part in self.steps.split(",")]
-        model = load(self.model).to(default_device())
+        """Check everything that was asked for, then evaluate at one T after the other, printing as it goes."""
+        wanted = [parse_steps("evaluate", part) for part in self.steps.split(",")]
+        if self.ode is not None:
+            check_integrator(self.ode)
+        Noise(self.seed)  # checks it
+        model: Any = load(self.model).to(default_device())
         data = load_dataset(self.data)
         check_fit(model, data)
         labels = data.test_labels if self.conditional else None
         if self.conditional and labels is None:
             raise ValueError(f"evaluate: data set {data.name} has no labels; allowed: --conditional with labelled data")
-        settings = {"draws": self.draws, "seed": self.seed, "batch_size": self.batch_size, "progress": True}
-        results = [evaluate(model, data.test_images, labels, steps=steps, **settings) for steps in wanted]
-        if self.json:
-            print("\n".join(json.dumps(result.row()) for result in results))
-        else:
-            count = len(data.test_images)
-            print(f"{self.model}: {count} held-out images of {data.name}, {self.draws} draws each, seed {self.seed}")
-            print(format_table(results))
+        model.check_labels("evaluate", labels, len(data.test_images))
+        for steps in wanted:
+            chain_of(model, steps, self.exact)  # checks it
+        settings: Any = {"draws": self.draws, "seed": self.seed, "batch_size": self.batch_size, "progress": True}
+        if not self.json and self.draws >= 1:
+            draws = "the sum over all steps" if self.exact else f"{self.draws} draws each"
+            print(f"{self.model}: {len(data.test_images)} held-out images of {data.name}, {draws}, seed {self.seed}")
+            print(TABLE_HEAD)
+        about = {"draws": self.draws, "seed": self.seed, "exact": self.exact}
+        for steps in wanted:
+            result = evaluate(model, data.test_images, labels, steps=steps, exact=self.exact, **settings)
+            print(runs.json_line(result.row() | about) if self.json else format_row(result), flush=True)
+        if self.ode is not None:
+            settings["draws"] = min(self.draws, ODE_DRAWS)
+            flow = evaluate_ode(model, data.test_images, labels, steps=self.ode, **settings)
+            row = {"ode_steps": self.ode, "bpd": float(flow.mean()), "se": standard_error(flow), **about}
+            line = (
+                f"{'ODE':>8}  {row['bpd']:9.4f}  {row['se']:7.4f}  ({self.ode} steps, {settings['draws']} draws each)"
+            )
+            print(runs.json_line(row | {"draws": settings["draws"]}) if self.json else line)
+        return 0
+
+
+@dataclass
+class Fd:
+    """Print FD-digits of samples at several numbers of steps: the Fréchet distance on a digit classifier's features."""
+
+    model: Name[str] = "digits"
+    """Checkpoint folder, run folder, or embedded model, of images of the digits' shape."""
+    n: int = 1500
+    """Number of images; only distances of equal n compare."""
+    steps: str = "10,50,250"
+    """Numbers of sampler steps, separated by commas."""
+    sampler: str = "ancestral"
+    """One or more of ancestral, ddim, dpm-solver, heun, separated by commas."""
+    eta: float | None = None
+    """Of ddim: 0 is deterministic, 1 is ancestral."""
+    grid: str = "time"
+    """Where the steps are: even in time, in gamma, or quadratic."""
+    seed: int = 0
+    """Image i is a function of the seed and i."""
+    batch_size: int = 250
+    """Images per call of the network."""
+    json: bool = False
+    """Print JSON lines instead of a table."""
+
+    def run(self) -> int:
+        """Sample and compare for every sampler and number of steps asked for, and print the table."""
+        if self.n < 2:
+            raise ValueError(f"fd: n is {self.n}; allowed: an integer >= 2")
+        parts = self.steps.split(",")
+        if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+            raise ValueError(f"fd: steps are {self.steps!r}; allowed: integers >= 1, separated by commas")
+        numbers, samplers = [int(part) for part in parts], [name.strip() for name in self.sampler.split(",")]
+        model = load(self.model).to(default_device())
+        check_fit(model, digits())
+        for name in samplers:
+            for steps in numbers:  # checks them all before the first long run
+                sample(model, 0, steps=steps, sampler=name, eta=self.eta, grid=self.grid, seed=self.seed)
+        if not self.json:
+            print(f"{self.model}: FD-digits against the training digits, seed {self.seed}; only equal n compare")
+            print(f"{'sampler':>12}  {'steps':>6}  {'n':>6}  {'FD-digits':>9}  {'± s.e.':>7}")
+        self.report("held-out", None, digits().test_images)
+        for name in samplers:
+            for steps in numbers:
+                images = sample(
+                    model, self.n, steps=steps, sampler=name, eta=self.eta, grid=self.grid, seed=self.seed,
+                    batch_size=self.batch_size, output="levels", progress=True,
+                )  # fmt: skip
+                self.report(name, steps, images)
+        return 0
+
+    def report(self, name: str, steps: int | None, images: Tensor) -> None:
+        """Compare images with the training digits, and print one line."""
+        result = fd_digits(images)
+        row = {"sampler": name, "steps": steps, "n": len(images), "fd": result.value, "se": result.standard_error}
+        line = f"{name:>12}  {steps or '':>6}  {len(images):>6}  {result.value:9.3f}  {result.standard_error:7.3f}"
+        print(runs.json_line(row) if self.json else line, flush=True)
+
+
+@dataclass
+class Reproduce:
+    """Train the small models of a study, measure, and write its document, numbers and pictures; it can be resumed."""
+
+    study: Name[str] = "schedules"
+    """Name of the study."""
+    out: Path = Path("docs")
+    """Folder of the document."""
+    runs: Path | None = None
+    """Folder of the trained models; by default runs/STUDY. What is trained there is not trained again."""
+    steps: int | None = None
+    """Optimiser steps per model, instead of the study's."""
+    seeds: int | None = None
+    """Seeds per setting, instead of the study's."""
+    draws: int | None = None
+    """Draws per held-out image, instead of the study's."""
+    workers: int = 2
+    """Models that are trained at a time, one thread each."""
+
+    def run(self) -> int:
+        """Run the study."""
+        if self.study not in STUDIES:
+            raise ValueError(f"reproduce: unknown study {self.study!r}; allowed: {', '.join(STUDIES)}")
+        wanted = {name: getattr(self, name) for name in ("steps", "seeds", "draws") if getattr(self, name) is not None}
+        for name, value in (wanted | {"workers": self.workers}).items():
+            if value < 1:
+                raise ValueError(f"reproduce: {name} is {value}; allowed: at least 1")
+        study = STUDIES[self.study]
+        study(self.out, self.runs or Path("runs") / self.study, replace(Budget(), **wanted), self.workers)
         return 0
 
 
@@ -168,7 +291,7 @@ class Info:
         """Print what this installation is."""
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         print(f"fastdiff {__version__}, torch {torch.__version__}, backend {backend()}, device {device}")
-        print(f"presets: {', '.join(PRESETS)}")
+        print(f"presets: {', '.join(PRESETS)}")  # names alone: building one would take its memory
         print(f"embedded models: {', '.join(embedded_names())}")
         return 0
 
@@ -177,6 +300,8 @@ Command = (
     Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Fd, tyro.conf.subcommand("fd")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 
@@ -193,12 +318,14 @@ def check_picture(path: Path) -> None:
         raise ValueError(f"{path}: unknown ending {path.suffix!r}; allowed: .png and other picture formats")
 
 
-def parse_steps(text: str) -> int | None:
-    """Read one T: an integer >= 1, or ``inf`` for None."""
+def parse_steps(where: str, text: str) -> int | str | None:
+    """Read one T: an integer >= 1, ``inf`` for None, or ``own``."""
     if text.strip() == "inf":
         return None
+    if text.strip() == OWN:
+        return OWN
     if not text.strip().isdecimal() or int(text) < 1:
-        raise ValueError(f"evaluate: steps holds {text!r}; allowed: integers >= 1 and inf, separated by commas")
+        raise ValueError(f"{where}: steps holds {text!r}; allowed: integers >= 1, inf and own, separated by commas")
     return int(text)
 
 

@@ -39,11 +39,12 @@ def _required(field: dataclasses.Field) -> bool:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """Convert one JSON value to what a field is annotated as: int, float, bool, str, tuple, None or a dataclass."""
+    """Convert one JSON value to what a field is annotated as: int, float, bool, str, tuple, None, a dataclass
+    or a union of dataclasses."""
     if isinstance(hint, types.UnionType):
         if value is None and type(None) in hint.__args__:
             return None
-        hint = next(option for option in hint.__args__ if option is not type(None))
+        hint = _option([option for option in hint.__args__ if option is not type(None)], value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
     if typing.get_origin(hint) is tuple:
@@ -53,6 +54,28 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if type(value) is not hint:
         raise ConfigError(f"{where}: {value!r} is a {type(value).__name__}; allowed: {hint.__name__}")
     return value
+
+
+def _option(options: list[Any], value: Any, where: str) -> Any:
+    """The member of a union that a value is meant for: the dataclass whose field ``kind`` has the value's "kind" as its
+    default; for a value without that key the first member that has no such field."""
+    tagged = {_kind(option): option for option in options if _kind(option) is not None}
+    plain = [option for option in options if _kind(option) is None]
+    if plain and not (tagged and isinstance(value, dict) and "kind" in value):
+        return plain[0]
+    if len(options) == 1:
+        return options[0]
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind not in list(tagged):  # a list, since the value may be one that cannot be hashed
+        without = f", or no kind for {plain[0].__name__}" if plain else ""
+        raise ConfigError(f"{where}: unknown kind {kind!r}; allowed: {', '.join(map(repr, tagged))}{without}")
+    return tagged[kind]
+
+
+def _kind(option: Any) -> str | None:
+    """The default of a dataclass's field ``kind``; None where there is none."""
+    fields = dataclasses.fields(option) if dataclasses.is_dataclass(option) else ()
+    return next((f.default for f in fields if f.name == "kind" and isinstance(f.default, str)), None)
 
 
 def _tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple:

@@ -1,8 +1,7 @@
-"""Data sets in memory, as uint8 levels: the embedded digits, and ``.npz`` files."""
+"""Data sets in memory, as uint8 levels: the embedded digits, ``.npz`` files, CIFAR-10, and folders of images."""
 
 import zipfile
 import zlib
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,45 +9,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cifar import load_cifar10
+from .data import DataError, Dataset
+from .image_folder import load_image_folder
 from .models import Model
 
 DIGITS_LEVELS = 17
-
-
-class DataError(ValueError):
-    """A data set that is missing, of another format, or holds values out of range."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A split data set: images uint8 [N, C, H, W] in [0, levels), labels int64 [N] or None."""
-
-    name: str
-    levels: int
-    classes: int
-    train_images: Tensor
-    train_labels: Tensor | None
-    test_images: Tensor
-    test_labels: Tensor | None
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        channels, height, width = self.train_images.shape[1:]
-        return channels, height, width
+NOT_SHIPPED = {
+    "cifar10": "the path of cifar-10-python.tar.gz (https://www.cs.toronto.edu/~kriz/cifar.html), or of the folder "
+    "cifar-10-batches-py that it unpacks to",
+    "imagenet32": "a folder of 32×32 images with train/ and test/, or an .npz file",
+    "imagenet64": "a folder of 64×64 images with train/ and test/, or an .npz file",
+    "celeba64": "a folder of 64×64 images with train/ and test/, or an .npz file",
+}
 
 
 def load_dataset(name: str) -> Dataset:
-    """Load a data set: ``"digits"``, or the path of an ``.npz`` file (see `load_npz`).
+    """Load a data set by its name or path.
+
+    ``"digits"`` is embedded. A path is read as what it looks like: ``*.npz`` (`load_npz`); ``*.tar.gz``, ``*.tgz`` or a
+    folder with ``data_batch_1`` as CIFAR-10 (`load_cifar10`); any other folder as images (`load_image_folder`).
 
     Raises:
-        DataError: a name that is neither, or a file that does not fit.
+        DataError: a name that is none of these, a data set that is known but not shipped, or a file that does not fit.
     """
+    path = Path(name)
     if name == "digits":
         return digits()
+    if path.is_dir():
+        return load_cifar10(path) if (path / "data_batch_1").is_file() else load_image_folder(path)
     if name.endswith(".npz"):
         return load_npz(name)
-    raise DataError(f"unknown data set {name!r}; allowed: digits, or the path of an .npz file")
+    if name.endswith((".tar.gz", ".tgz")):
+        return load_cifar10(path)
+    if name in NOT_SHIPPED:
+        raise DataError(f"data set {name!r} is not shipped; allowed: --data with {NOT_SHIPPED[name]}")
+    raise DataError(
+        f"unknown data set {name!r}; allowed: digits, or the path of an .npz file, of CIFAR-10's archive or folder, "
+        "or of a folder of images with train/ and test/"
+    )
 
 
 def digits() -> Dataset:

@@ -1,6 +1,7 @@
 """Bits per dimension of a data set, the same for any batch size, with the standard error over its images."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .kernels import Noise
+from .kernels import Noise, centre
+from .models.base import evaluating
+from .ode import check_integrator, ode_nats
+from .schedules import gamma_table
 from .vlb import Vlb
 
 EVALUATION_STEP = 2**32 - 1  # a step that no training reaches: the two share no draw
+OWN = "own"
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,7 @@ class Evaluation:
     @property
     def standard_error(self) -> float:
         """Standard error of the mean over the images (which contains the error of the draws)."""
-        count = len(self.bpd.total)
-        return float(self.bpd.total.double().std()) / math.sqrt(count) if count > 1 else math.nan
+        return standard_error(self.bpd.total)
 
     def row(self) -> dict[str, float | int | None]:
         """The figures that a table shows."""
@@ -38,15 +42,21 @@ class Evaluation:
         return {"steps": self.steps, "bpd": self.mean, "se": self.standard_error, **terms}
 
 
+def standard_error(values: Tensor) -> float:
+    """Standard error of the mean of [N]; NaN for one value."""
+    return float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
 @torch.no_grad()
 def evaluate(
     model: Any,
     images: Tensor,
     labels: Tensor | None = None,
-    steps: int | None = None,
+    steps: int | str | None = OWN,
     draws: int = 16,
     seed: int = 0,
     batch_size: int = 512,
+    exact: bool = False,
     progress: bool = False,
 ) -> Evaluation:
     """Evaluate the bound on every image, ``draws`` times each, at times stratified over all images and draws.
@@ -58,47 +68,142 @@ def evaluate(
         model: any model of the family; it is evaluated in eval mode and left as it was.
         images: uint8 [N, C, H, W], N >= 1.
         labels: int64 [N] for a class-conditional bound, or None.
-        steps: T of the bound, None for continuous time.
+        steps: T of the bound, None for continuous time; by default (`OWN`) the model's own.
         draws, batch_size: at least 1.
         seed: of all draws.
+        exact: whether the diffusion term is the sum over all steps of the chain, one draw of z_t each, instead of
+            ``draws`` of its terms. It calls the network T times per image, and needs a finite T.
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: no images, or draws, batch_size or steps below 1.
+        TypeError, ValueError: images or labels that do not fit the model; no images; draws, batch_size or steps below
+            1; exact at T = infinity.
+        ScheduleError: a schedule of the model that is not increasing.
     """
-    for name, value in (("draws", draws), ("batch_size", batch_size), ("images", len(images))):
-        if value < 1:
-            raise ValueError(f"evaluate: {name} is {value}; allowed: at least 1")
-    count, device, training = len(images), model.device, model.training
-    sums: Any = None
-    model.eval()
-    try:
-        with tqdm(total=count * draws, unit="img", desc=_title(steps), disable=not progress, leave=False) as bar:
-            for first in range(0, count * draws, batch_size):
-                index = torch.arange(first, min(first + batch_size, count * draws)) % count
-                batch_labels = None if labels is None else labels[index].to(device)
-                noise = Noise(seed, EVALUATION_STEP, first_sample=first)
-                vlb = model.vlb(images[index].to(device), noise, steps, labels=batch_labels, total=count * draws)
-                terms = torch.stack([vlb.recon, vlb.prior, vlb.diffusion]).double().cpu()
-                sums = torch.zeros(3, count, dtype=torch.float64) if sums is None else sums
-                sums.index_add_(1, index, terms)
-                bar.update(len(index))
-    finally:
-        model.train(training)
-    return Evaluation(Vlb(*(sums / draws)).bpd(model.dims), steps)
+    chain, intervals = chain_of(model, steps, exact)
+    rounds = draws + (intervals if exact and intervals else 0)
+    _check(model, images, labels, draws, batch_size, rounds)
+    count = len(images)
+
+    def bound(x: Tensor, y: Tensor | None, noise: Noise) -> list[Tensor]:
+        vlb = model.vlb(x, noise, chain, labels=y, total=count * draws)
+        return [vlb.recon, vlb.prior, vlb.diffusion]
+
+    def one_step(x: Tensor, y: Tensor | None, noise: Noise) -> list[Tensor]:
+        sample = int(noise.key[2]) + torch.arange(len(x), device=x.device, dtype=torch.float64)
+        u = (torch.floor(sample / count) + 0.5) / (
+            intervals or 1
+        )  # round r over the data set takes step r of the chain
+        return [model.diffusion_nats(centre(x, model.levels), noise, u, intervals, y)]
+
+    title = f"bound at T = {'inf' if chain is None else chain}"
+    with evaluating(model), tqdm(
+        total=count * rounds, unit="img", desc=title, disable=not progress, leave=False
+    ) as bar:  # fmt: skip
+        passes = _Passes(images, labels, seed, batch_size, model.device, bar)
+        if exact and intervals is not None:
+            ends = passes.mean(draws, lambda x, y, noise: list(model.end_terms(x, noise, y)))
+            terms = [*ends, *passes.mean(intervals, one_step)]
+        else:
+            terms = passes.mean(draws, bound)
+    return Evaluation(Vlb(*terms).bpd(model.dims), chain)
 
 
-def format_table(evaluations: list[Evaluation]) -> str:
-    """A table for people: one line per T, bits per dimension with its standard error and its three terms."""
-    lines = [f"{'T':>8}  {'bits/dim':>9}  {'± s.e.':>7}  {'recon':>8}  {'prior':>8}  {'diffusion':>9}"]
-    for row in (evaluation.row() for evaluation in evaluations):
-        steps = "inf" if row["steps"] is None else str(row["steps"])
-        lines.append(
-            f"{steps:>8}  {row['bpd']:9.4f}  {row['se']:7.4f}  {row['recon']:8.4f}  {row['prior']:8.4f}  "
-            f"{row['diffusion']:9.4f}"
+def evaluate_ode(
+    model: Any,
+    images: Tensor,
+    labels: Tensor | None = None,
+    steps: int = 64,
+    draws: int = 4,
+    seed: int = 0,
+    batch_size: int = 512,
+    progress: bool = False,
+) -> Tensor:
+    """Evaluate the bound through the probability-flow ODE, `fastdiff.ode.ode_nats`, in bits per dimension.
+
+    Args:
+        model, images, labels, draws, seed, batch_size, progress: as in `evaluate`.
+        steps: steps of the integrator.
+
+    Returns:
+        float64 [N], the mean over the draws for each image.
+
+    Raises:
+        TypeError, ValueError, ScheduleError: as in `evaluate`.
+    """
+    check_integrator(steps)
+    _check(model, images, labels, draws, batch_size, draws)
+    with evaluating(model), tqdm(
+        total=len(images) * draws, unit="img", desc="probability-flow ODE", disable=not progress, leave=False
+    ) as bar:  # fmt: skip
+        passes = _Passes(images, labels, seed, batch_size, model.device, bar)
+        [nats] = passes.mean(draws, lambda x, y, noise: [ode_nats(model, x, noise, steps, y)])
+    return nats / (model.dims * math.log(2.0))
+
+
+class _Passes:
+    """Passes over a data set: draw r of image i is sample r · N + i of the noise."""
+
+    def __init__(
+        self, images: Tensor, labels: Tensor | None, seed: int, batch_size: int, device: torch.device, bar: Any
+    ) -> None:
+        self.images, self.labels, self.seed, self.batch_size = images, labels, seed, batch_size
+        self.device, self.bar = device, bar
+
+    def mean(self, repeats: int, terms: Callable[[Tensor, Tensor | None, Noise], list[Tensor]]) -> list[Tensor]:
+        """Means over ``repeats`` draws of every image of what ``terms`` returns for a batch, each float64 [N]."""
+        count, sums = len(self.images), None
+        for first in range(0, count * repeats, self.batch_size):
+            index = torch.arange(first, min(first + self.batch_size, count * repeats)) % count
+            x = self.images[index].to(self.device)
+            y = None if self.labels is None else self.labels[index].to(self.device)
+            noise = Noise(self.seed, EVALUATION_STEP, first_sample=first)
+            values = torch.stack(terms(x, y, noise)).detach().double().cpu()
+            sums = torch.zeros(len(values), count, dtype=torch.float64) if sums is None else sums
+            sums.index_add_(1, index, values)
+            self.bar.update(len(index))
+        assert sums is not None
+        return list(sums / repeats)
+
+
+TABLE_HEAD = f"{'T':>8}  {'bits/dim':>9}  {'± s.e.':>7}  {'recon':>8}  {'prior':>8}  {'diffusion':>9}"
+
+
+def format_row(evaluation: Evaluation) -> str:
+    """A line for people, under `TABLE_HEAD`: bits per dimension with its standard error and its three terms."""
+    row = evaluation.row()
+    steps = "inf" if row["steps"] is None else str(row["steps"])
+    return (
+        f"{steps:>8}  {row['bpd']:9.4f}  {row['se']:7.4f}  {row['recon']:8.4f}  {row['prior']:8.4f}  "
+        f"{row['diffusion']:9.4f}"
+    )
+
+
+def chain_of(model: Any, steps: int | str | None, exact: bool) -> tuple[int | None, int | None]:
+    """T and the number of its Gaussian steps, None for continuous time.
+
+    Raises:
+        ValueError: steps that the model cannot have, or exact at T = infinity.
+    """
+    if isinstance(steps, str) and steps != OWN:
+        raise ValueError(f"evaluate: steps is {steps!r}; allowed: an integer >= 1, None, or {OWN!r}")
+    chain = model.steps if isinstance(steps, str) else steps
+    intervals = model.intervals("evaluate", chain)
+    if exact and intervals is None:
+        raise ValueError("evaluate: exact at T = infinity; allowed: exact with a finite number of steps")
+    return chain, intervals
+
+
+def _check(model: Any, images: Tensor, labels: Tensor | None, draws: int, batch_size: int, rounds: int) -> None:
+    for name, value in (("draws", draws), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"evaluate: {name} is {value!r}; allowed: an integer >= 1")
+    model.check_images("evaluate", images)
+    if not len(images):
+        raise ValueError("evaluate: no images; allowed: at least 1")
+    model.check_labels("evaluate", labels, len(images))
+    if len(images) * rounds > 2**32:
+        raise ValueError(
+            f"evaluate: {len(images)} images {rounds} times; allowed: 2**32 draws, which the noise can tell apart"
         )
-    return "\n".join(lines)
-
-
-def _title(steps: int | None) -> str:
-    return f"bound at T = {'inf' if steps is None else steps}"
+    gamma_table(model.gamma, 256)  # a schedule that falls would give a bound that is none

@@ -76,16 +76,17 @@ def start(
     return TrainState(model, config)
 
 
-def resume(out: Path, wanted: dict[str, Any], device: torch.device | str = "cpu") -> TrainState:
+def resume(out: Path, wanted: dict[str, Any], device: torch.device | str = "cpu", model: Any = None) -> TrainState:
     """Go on from the last checkpoint of a run, with its own configuration.
 
     Args:
         out: the run's folder.
         wanted: settings that the caller asked for (fields of `TrainConfig`); they must be the run's own.
         device: where to train.
+        model: the configuration that the run's model must have, or None for any.
 
     Raises:
-        RunError: no checkpoint, or a setting that differs.
+        RunError: no checkpoint, another model, or a setting that differs.
         CheckpointError: a checkpoint that cannot be read.
     """
     path = last_checkpoint(out)
@@ -95,6 +96,10 @@ def resume(out: Path, wanted: dict[str, Any], device: torch.device | str = "cpu"
         )
     storage.sweep(out)
     state = load_training(path, device)
+    if model is not None and (type(state.model.config) is not type(model) or state.model.config != model):
+        raise RunError(
+            f"{out} holds a run of another model ({state.model.kind}); allowed: the preset that it began with"
+        )
     recorded = to_dict(state.config)
     differing = [f"{k}: {recorded[k]} in the run, {v} wanted" for k, v in wanted.items() if recorded[k] != v]
     if differing:
@@ -118,7 +123,7 @@ def run(
     """
     config = state.config
     evaluate_every = max(1, config.steps // max(1, evaluations))
-    log = MetricsLog(out / "metrics.jsonl", state.model.dims)
+    log = MetricsLog(out / "metrics.jsonl")
     evaluation = None
     with _signals() as caught, tqdm(
         total=config.steps, initial=state.step, unit="step", desc=f"training {data.name}", disable=not progress
@@ -143,10 +148,10 @@ def run(
 
 
 class MetricsLog:
-    """Averages over the steps between two lines of ``metrics.jsonl``: bits per dimension, and the loss in nats."""
+    """Averages over the steps between two lines of ``metrics.jsonl``: the loss, and the bound in bits per dimension."""
 
-    def __init__(self, path: Path, dims: int) -> None:
-        self.path, self.dims = path, dims
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._reset()
 
     def _reset(self) -> None:
@@ -155,7 +160,7 @@ class MetricsLog:
 
     def add(self, report: Report, batch_size: int) -> None:
         """Take in one step."""
-        terms = (report.bpd.recon, report.bpd.prior, report.bpd.diffusion, report.gradient_norm)
+        terms = (report.loss, report.bpd.recon, report.bpd.prior, report.bpd.diffusion, report.gradient_norm)
         values = torch.stack([*(term.float() for term in terms), terms[0].new_tensor(float(report.skipped))])
         self.sums = values if self.sums is None else self.sums + values  # on the device: nothing waits here
         self.count, self.images = self.count + 1, self.images + batch_size
@@ -163,24 +168,28 @@ class MetricsLog:
     def flush(self, report: Report) -> dict[str, str]:
         """Write the averages since the last line as one line, and return what a progress bar shows."""
         assert self.sums is not None
-        recon, prior, diffusion, norm, skipped = (self.sums / self.count).tolist()
+        loss, recon, prior, diffusion, norm, skipped = (self.sums / self.count).tolist()
         bpd = recon + prior + diffusion
-        nats = bpd * self.dims * math.log(2.0)
         row = {
-            "event": "train", "step": report.step, "loss": nats, "bpd": bpd, "recon": recon, "prior": prior,
+            "event": "train", "step": report.step, "loss": loss, "bpd": bpd, "recon": recon, "prior": prior,
             "diffusion": diffusion, "gradient_norm": norm, "rate": report.rate,
             "skipped_steps": round(skipped * self.count),
             "images_per_second": self.images / (time.monotonic() - self.since),
         }  # fmt: skip
         self.write(row)
         self._reset()
-        return {"loss": f"{nats:.1f} nats", "bits/dim": f"{bpd:.3f}", "lr": f"{report.rate:.2f}×"}
+        return {"loss": f"{loss:.1f}", "bits/dim": f"{bpd:.3f}", "lr": f"{report.rate:.2f}×"}
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one line; a figure that is not finite becomes null, which JSON has."""
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        """Append one line."""
         with self.path.open("a") as file:
-            file.write(json.dumps(clean) + "\n")
+            file.write(json_line(row) + "\n")
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """One line of JSON; a figure that is not finite becomes null, which JSON has."""
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(clean)
 
 
 def _evaluate(state: TrainState, data: Dataset, log: MetricsLog, draws: int, progress: bool = False) -> Evaluation:

@@ -6,7 +6,7 @@ one that was never interrupted. (On a GPU the order of some sums in PyTorch's ow
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,9 +19,14 @@ from .config import ConfigError
 from .datasets import Dataset
 from .kernels import Noise, Stream
 from .models import Model
-from .vlb import Vlb
+from .vlb import LOSSES, Objective, Vlb
 
 MAX_SKIPPED = 10
+DECAYS = ("cosine", "constant")
+NUMBERS = (
+    "learning_rate", "schedule_learning_rate", "weight_decay", "beta_1", "beta_2", "ema", "shift", "flip",
+    "label_dropout",
+)  # fmt: skip
 
 
 class TrainingError(RuntimeError):
@@ -36,15 +41,21 @@ class TrainConfig:
         data: name of the data set.
         steps: number of optimiser steps.
         batch_size: images per step.
-        learning_rate: of AdamW at its peak; a linear warm-up, then a cosine down to zero at ``steps``.
+        loss: what is minimised: the bound (``"elbo"``), or a weighted diffusion loss (see `fastdiff.vlb.LOSSES`).
+        bound_steps: T of the bound that is minimised, None for the model's own.
+        stratified: whether the times of a batch are spread evenly, or drawn independently.
+        learning_rate: of AdamW at its peak.
         schedule_learning_rate: the same for the parameters of the noise schedule.
-        warm_up: steps of warm-up.
+        warm_up: steps of linear warm-up.
+        decay: what comes after the warm-up: ``"cosine"`` down to zero at ``steps``, or ``"constant"``.
         weight_decay: of weight matrices and kernels; biases, norms and the schedule have none.
         beta_1, beta_2: of AdamW.
-        clip_norm: bound on the norm of the gradient.
+        clip_norm: bound on the norm of the gradient, None for no bound. The interior of a learned schedule, which
+            follows another loss, has a norm of its own.
         ema: decay of the averaged weights; it warms up as (1 + k) / (10 + k).
         shift: probability that a training image is shifted by up to one pixel each way (filled with level 0) and
             marked as augmented, for a model whose network is told.
+        flip: probability that a training image is mirrored left to right; the network is not told.
         label_dropout: probability that a label is hidden in training.
         seed: of everything that is drawn.
     """
@@ -52,51 +63,68 @@ class TrainConfig:
     data: str
     steps: int
     batch_size: int = 64
+    loss: str = "elbo"
+    bound_steps: int | None = None
+    stratified: bool = True
     learning_rate: float = 2e-3
     schedule_learning_rate: float = 1e-2
     warm_up: int = 200
+    decay: str = "cosine"
     weight_decay: float = 0.01
     beta_1: float = 0.9
     beta_2: float = 0.99
-    clip_norm: float = 1.0
+    clip_norm: float | None = 1.0
     ema: float = 0.999
     shift: float = 0.0
+    flip: float = 0.0
     label_dropout: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "warm_up", "seed"):
-            if type(getattr(self, name)) is not int:
-                raise ConfigError(f"TrainConfig: {name} is {getattr(self, name)!r}; allowed: an integer")
-        if not 0 <= self.seed < 2**64:
-            raise ConfigError(f"TrainConfig: seed is {self.seed}; allowed: 0 <= seed < 2**64")
-        for name in ("steps", "batch_size", "learning_rate", "schedule_learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"TrainConfig: {name} is {getattr(self, name)}; allowed: a number > 0")
+            self._check(name, type(getattr(self, name)) is int, "an integer")
+        self._check("bound_steps", self.bound_steps is None or type(self.bound_steps) is int, "an integer, or None")
+        self._check("stratified", type(self.stratified) is bool, "true or false")
+        for name in NUMBERS:
+            value = getattr(self, name)
+            self._check(name, type(value) in (int, float) and math.isfinite(value), "a finite number")
+        self._check("seed", 0 <= self.seed < 2**64, "0 <= seed < 2**64")
+        for name in ("steps", "batch_size", "learning_rate", "schedule_learning_rate"):
+            self._check(name, getattr(self, name) > 0, "a number > 0")
+        for name in ("clip_norm", "bound_steps"):
+            self._check(name, getattr(self, name) is None or getattr(self, name) > 0, "a number > 0, or None")
         for name in ("ema", "beta_1", "beta_2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"TrainConfig: {name} is {getattr(self, name)}; allowed: 0 <= {name} < 1")
-        if not 0 <= self.shift <= 1 or not 0 <= self.label_dropout <= 1 or self.weight_decay < 0 or self.warm_up < 0:
-            raise ConfigError(
-                f"TrainConfig: shift {self.shift}, label_dropout {self.label_dropout}, weight_decay "
-                f"{self.weight_decay}, warm_up {self.warm_up}; allowed: probabilities, and numbers >= 0"
-            )
+            self._check(name, 0 <= getattr(self, name) < 1, f"0 <= {name} < 1")
+        for name in ("shift", "flip", "label_dropout"):
+            self._check(name, 0 <= getattr(self, name) <= 1, f"0 <= {name} <= 1")
+        for name in ("weight_decay", "warm_up"):
+            self._check(name, getattr(self, name) >= 0, "a number >= 0")
+        for name, allowed in (("loss", LOSSES), ("decay", DECAYS)):
+            self._check(name, getattr(self, name) in allowed, ", ".join(allowed))
+
+    def _check(self, name: str, fits: bool, allowed: str) -> None:
+        if not fits:
+            raise ConfigError(f"TrainConfig: {name} is {getattr(self, name)!r}; allowed: {allowed}")
 
     def rate(self, step: int) -> float:
-        """Factor on the learning rates at a step: warm-up, then half a cosine."""
-        progress = min(1.0, step / self.steps)
-        return min(1.0, (step + 1) / (self.warm_up + 1)) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        """Factor on the learning rates at a step: warm-up, then half a cosine or 1."""
+        warm = min(1.0, (step + 1) / (self.warm_up + 1))
+        if self.decay == "constant":
+            return warm
+        return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / self.steps)))
 
 
 @dataclass(frozen=True)
 class Report:
     """What one step did. Tensors stay on the device until somebody reads them.
 
-    step: steps done so far; bpd: mean terms of the bound over the batch, in bits per dimension; gradient_norm: before
+    step: steps done so far; loss: what was minimised, mean over the batch, in nats per image (or the unit of another
+    loss than the bound); bpd: mean terms of the bound over the batch, in bits per dimension; gradient_norm: before
     clipping; rate: factor on the learning rates; skipped: whether the step was left out because it was not finite.
     """
 
     step: int
+    loss: Tensor
     bpd: Vlb
     gradient_norm: Tensor
     rate: float
@@ -109,9 +137,19 @@ class TrainState:
     def __init__(self, model: Model, config: TrainConfig) -> None:
         self.model = model
         self.config = config
-        self.ema = AveragedModel(model, multi_avg_fn=_warming_average(config.ema))
+        self.ema = AveragedModel(model, multi_avg_fn=self._average)
         self.optimizer = _optimizer(model, config)
         self.step = 0
+        schedule = dict(getattr(model, "gamma", nn.Module()).named_parameters())
+        self.interior = [p for name, p in schedule.items() if name not in ("gamma_0", "gamma_1")]
+        apart = {id(p) for p in self.interior}
+        self.others = [p for p in model.parameters() if id(p) not in apart]
+
+    @torch.no_grad()
+    def _average(self, averaged: Any, current: Any, _: Tensor | int) -> None:
+        """One step of the average; its warm-up counts steps on the host, where AveragedModel's count is a tensor."""
+        now = min(self.config.ema, (1.0 + self.step) / (10.0 + self.step))
+        torch._foreach_lerp_(averaged, current, 1.0 - now)  # pyright: ignore[reportPrivateImportUsage]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything that a checkpoint must hold besides the configuration, by file: flat names to tensors."""
@@ -166,11 +204,13 @@ def train(state: TrainState, data: Dataset) -> Iterator[Report]:
         x, conditions = _conditions(model, images[index], None if labels is None else labels[index], config, noise)
         torch.manual_seed(noise.at(stream=Stream.DROPOUT).integer())
         model.train()
-        vlb: Vlb = model.vlb(x, noise.to(device), labels=conditions)
-        loss = vlb.total.mean() / (model.dims * math.log(2.0))
+        goal: Objective = model.objective(
+            x, noise.to(device), conditions, config.loss, config.bound_steps, config.stratified
+        )
+        loss = goal.loss.mean()
         rate = _set_rates(state, step)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        (loss / (model.dims * math.log(2.0))).backward()
+        norm = _clip(state)
         finite = bool(torch.isfinite(norm))
         if finite:
             state.optimizer.step()
@@ -180,9 +220,19 @@ def train(state: TrainState, data: Dataset) -> Iterator[Report]:
         skipped = 0 if finite else skipped + 1
         if skipped >= MAX_SKIPPED:
             raise TrainingError(f"the gradient was not finite in {skipped} steps up to step {state.step}")
-        bpd = vlb.bpd(model.dims)
-        terms = Vlb(*(term.detach().mean() for term in (bpd.recon, bpd.prior, bpd.diffusion)))
-        yield Report(state.step, terms, norm, rate, not finite)
+        bpd = goal.vlb.bpd(model.dims)
+        terms = Vlb(bpd.recon.mean(), bpd.prior.mean(), bpd.diffusion.mean())
+        yield Report(state.step, loss.detach(), terms, norm, rate, not finite)
+
+
+def _clip(state: TrainState) -> Tensor:
+    """Clip the gradients; return their norm before, without the interior of the schedule unless that is not finite."""
+    bound = math.inf if state.config.clip_norm is None else state.config.clip_norm
+    norm = nn.utils.clip_grad_norm_(state.others, bound)
+    if state.interior:
+        interior = nn.utils.clip_grad_norm_(state.interior, bound)
+        norm = torch.where(torch.isfinite(interior), norm, interior)
+    return norm
 
 
 def batch_indices(seed: int, step: int, batch_size: int, count: int) -> Tensor:
@@ -224,12 +274,20 @@ def shift_images(images: Tensor, probability: float, noise: Noise) -> tuple[Tens
     return shifted.permute(0, 3, 1, 2).contiguous(), (offsets != 1).any(dim=1)
 
 
+def flip_images(images: Tensor, probability: float, noise: Noise) -> Tensor:
+    """Mirror images [B, C, H, W] left to right with a probability."""
+    u = noise.at(stream=Stream.AUGMENTATION).uniform((len(images), 4))[:, 3].to(images.device)  # the first 3 are shifts
+    return torch.where((u <= probability)[:, None, None, None], images.flip(3), images)
+
+
 def _conditions(
     model: Any, images: Tensor, labels: Tensor | None, config: TrainConfig, noise: Noise
 ) -> tuple[Tensor, Tensor | None]:
     """Augment a batch, and say per image what the network is told: its label, nothing, or that it was augmented."""
     if labels is not None:
         labels = drop_labels(labels, model.no_label, config.label_dropout, noise)
+    if config.flip:
+        images = flip_images(images, config.flip, noise)
     if not config.shift:
         return images, labels
     images, moved = shift_images(images, config.shift, noise)
@@ -258,12 +316,3 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     ]
     betas = (config.beta_1, config.beta_2)
     return torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, fused=True)
-
-
-def _warming_average(decay: float) -> Callable:
-    @torch.no_grad()
-    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        now = min(decay, (1.0 + float(count)) / (10.0 + float(count)))
-        torch._foreach_lerp_(averaged, current, 1.0 - now)  # pyright: ignore[reportPrivateImportUsage]
-
-    return average

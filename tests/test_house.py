@@ -16,11 +16,43 @@ LONGEST = 60
 FLOORS = [
     ["fastdiff_kernels"],
     ["kernels"],
-    ["config", "schedules", "process", "storage", "samplers", "vlb"],
-    ["models.blocks", "models.unet", "models.base", "models.vdm", "models"],
-    ["datasets", "training", "checkpoint", "plots", "sample", "evaluation", "runs"],
+    ["config", "schedules", "process", "likelihood", "storage", "samplers", "vlb"],
+    [
+        "models.blocks",
+        "models.unet",
+        "models.concat_unet",
+        "models.base",
+        "models.diffusion",
+        "models.vdm",
+        "models.ddpm",
+        "models",
+    ],
+    [
+        "data",
+        "cifar",
+        "image_folder",
+        "datasets",
+        "digit_features",
+        "frechet",
+        "training",
+        "checkpoint",
+        "plots",
+        "sample",
+        "ode",
+        "evaluation",
+        "runs",
+    ],
     [""],
-    ["presets", "cli", "__main__"],
+    [
+        "presets",
+        "studies.runner",
+        "studies.figures",
+        "studies.noise_schedules_report",
+        "studies.noise_schedules",
+        "studies",
+        "cli",
+        "__main__",
+    ],
 ]
 KERNEL_FLOORS = [
     ["launch"],
@@ -116,7 +148,8 @@ def test_wheel_and_sdist_hold_the_two_packages(tmp_path):
     top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert top == {"fastdiff", "fastdiff_kernels"}
     model = {f"fastdiff/assets/digits/{name}" for name in ("config.json", "manifest.json", "model.safetensors")}
-    needed = {"fastdiff/assets/digits.npz", "fastdiff/assets/ATTRIBUTION.md", "fastdiff_kernels/noise.py"}
+    assets = {"digits.npz", "digits-classifier.safetensors", "ATTRIBUTION.md"}
+    needed = {f"fastdiff/assets/{name}" for name in assets} | {"fastdiff_kernels/noise.py"}
     assert needed | model <= set(names)
     with tarfile.open(sdist) as archive:
         packed = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}

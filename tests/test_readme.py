@@ -33,6 +33,16 @@ def test_the_first_example_runs(tmp_path):
     assert done.stdout.split() == ["True", "4", "17"], done.stderr
 
 
+def test_the_training_example_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = next(block for block in blocks if "fastdiff.training" in block).replace(
+        "steps=1000", "steps=3, batch_size=4"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["1", "2", "3"], done.stderr
+    assert fastdiff.load(tmp_path / "my-model").config.schedule == "learned"
+
+
 def test_the_kernels_examples_run():
     """Noising, features and loss; and the sampler's step by a counter."""
     blocks = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "fastdiff.kernels" in block]

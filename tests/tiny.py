@@ -21,3 +21,23 @@ def small(head: str = "eps", seed: int = 0, **changes) -> VDM:
 
 def images(count: int, seed: int = 1, shape=(1, 8, 8), levels: int = 17) -> torch.Tensor:
     return torch.randint(levels, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+class IndependentPixels(nn.Module):
+    """The exact network for pixels that are drawn independently from one distribution: its log-probabilities."""
+
+    def __init__(self, probabilities: torch.Tensor) -> None:
+        super().__init__()
+        self.log_prior = probabilities.log()
+
+    def forward(self, features, number, labels=None):
+        return self.log_prior[None, :, None, None].expand(len(features), -1, *features.shape[2:]).contiguous()
+
+
+def exact_model(probabilities: torch.Tensor, gamma_0: float, gamma_1: float) -> VDM:
+    config = VDMConfig(
+        (1, 4, 4), len(probabilities), gamma_0=gamma_0, gamma_1=gamma_1, fourier=None, head="levels", network=SMALL
+    )
+    model = VDM(config)
+    model.network = IndependentPixels(probabilities)  # pyright: ignore[reportAttributeAccessIssue]
+    return model

@@ -3,11 +3,19 @@
 from typing import Any
 
 from ..config import ConfigError, from_dict
-from .base import DiffusionModel, Model
+from .base import ImageConfig, Model
+from .concat_unet import ConcatUNetConfig
+from .ddpm import DDPM, DDPMConfig
+from .diffusion import DiffusionModel
 from .unet import UNetConfig
 from .vdm import VDM, VDMConfig
 
-MODELS: dict[str, tuple[type[Model], type]] = {VDM.kind: (VDM, VDMConfig)}
+MODELS: dict[str, tuple[type[Model], type]] = {VDM.kind: (VDM, VDMConfig), DDPM.kind: (DDPM, DDPMConfig)}
+
+
+def model_of(config: Any) -> Model:
+    """Build the model that a configuration is of, with fresh weights."""
+    return next(model for model, config_type in MODELS.values() if type(config) is config_type)(config)
 
 
 def build(kind: Any, config: Any, where: str) -> Model:
@@ -27,4 +35,7 @@ def build(kind: Any, config: Any, where: str) -> Model:
         raise ConfigError(f"{where}: {error}") from error
 
 
-__all__ = ["MODELS", "VDM", "DiffusionModel", "Model", "UNetConfig", "VDMConfig", "build"]
+__all__ = [
+    "DDPM", "MODELS", "VDM", "ConcatUNetConfig", "DDPMConfig", "DiffusionModel", "ImageConfig", "Model", "UNetConfig",
+    "VDMConfig", "build", "model_of",
+]  # fmt: skip

@@ -1,6 +1,9 @@
 """What every model of the family has in common: its data's shape and levels, its checks, and how it is saved."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,16 +11,55 @@ import torch
 from torch import Tensor, nn
 
 from ..config import to_dict
-from ..schedules import Schedule
 from ..storage import write_folder
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """What a model's configuration says about its data; the first fields of every configuration.
+
+    Args:
+        shape: (C, H, W) of the data.
+        levels: values that a pixel can take, 2 to 256.
+        classes: number of class labels, 0 for an unconditional model.
+        augmented: whether the network is told which training images were augmented (as in the VDM paper's augmented
+            CIFAR-10 runs), so that what it learns from them does not change what it says about the others.
+    """
+
+    shape: tuple[int, int, int]
+    levels: int
+    classes: int = 0
+    augmented: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or min(self.shape) < 1 or not 2 <= self.levels <= 256 or self.classes < 0:
+            raise ValueError(
+                f"{type(self).__name__}: shape {self.shape}, levels {self.levels}, classes {self.classes}; "
+                "allowed: three positive sizes (C, H, W), 2 to 256 levels, 0 or more classes"
+            )
+
+    @property
+    def conditions(self) -> int:
+        """Conditions that the network tells apart: the classes, "no label", "augmented"; 0 without any."""
+        return self.classes + 1 + self.augmented if self.classes or self.augmented else 0
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode, and every part of it back as it was: parts of it may have been frozen before."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 class Model(nn.Module):
     """A generative model of images uint8 [C, H, W] with values in 0 .. levels - 1.
 
-    Subclasses set ``kind`` (their name in config.json) and ``config``, a frozen dataclass with at least ``shape``,
-    ``levels``, ``classes``, and ``conditions``, the number of conditions that the network tells apart (0 for none):
-    the classes, then "no label", then "augmented" where the model is trained on augmented images.
+    Subclasses set ``kind`` (their name in config.json) and ``config``, an `ImageConfig` with more fields.
     """
 
     kind: ClassVar[str]
@@ -101,21 +143,8 @@ class Model(nn.Module):
         if labels.shape != (batch,):
             raise ValueError(f"{where}: labels have shape {tuple(labels.shape)}; allowed: ({batch},)")
         if labels.device.type == "cpu" and batch and not (0 <= int(labels.min()) <= int(labels.max()) < conditions):
-            raise ValueError(
-                f"{where}: labels lie in {int(labels.min())} .. {int(labels.max())}; "
-                f"allowed: 0 .. {self.classes - 1} (and {self.no_label} for no label)"
-            )
-
-
-class DiffusionModel(Model):
-    """A model that the sampling loop can use: a schedule, a noise prediction, and the way from z_0 to an image."""
-
-    gamma: Schedule
-
-    def eps_hat(self, z_t: Tensor, gamma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Predict the noise in z_t [B, C, H, W] at gamma [B], given labels int64 [B] or None."""
-        raise NotImplementedError
-
-    def decode(self, z_0: Tensor) -> Tensor:
-        """Turn z_0 [B, C, H, W] into an image of levels, uint8 [B, C, H, W]."""
-        raise NotImplementedError
+            known = [f"0 .. {self.classes - 1}"] if self.classes else []
+            known += [f"{self.no_label} for no label"]
+            known += [f"{self.no_label + 1} for augmented"] if self.config.augmented else []
+            given = f"{int(labels.min())} .. {int(labels.max())}"
+            raise ValueError(f"{where}: labels lie in {given}; allowed: {', '.join(known)}")

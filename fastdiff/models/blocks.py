@@ -16,9 +16,9 @@ from ..kernels import group_norm_silu
 class NormSiLU(nn.Module):
     """SiLU of GroupNorm, with an optional scale and shift per sample and channel: silu(norm(x) (1 + scale) + shift)."""
 
-    def __init__(self, channels: int, max_groups: int) -> None:
+    def __init__(self, channels: int, max_groups: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(math.gcd(channels, max_groups), channels)
+        self.norm = nn.GroupNorm(math.gcd(channels, max_groups), channels, eps=eps)
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         norm = self.norm

@@ -46,6 +46,7 @@ class Stream:
     DROPOUT = 9  # seeds of torch's generator, which dropout uses
     AUGMENTATION = 10  # which training images are shifted, and by how much
     DECODER = 11  # x from p(x | z_0)
+    PROBE = 12  # directions of Hutchinson's estimate of a divergence
 
 
 class Noise:

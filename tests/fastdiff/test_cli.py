@@ -36,7 +36,9 @@ def test_from_training_to_a_picture(tmp_path, capsys, monkeypatch):
 
     code, out, err = run(capsys, "evaluate", "run", "--draws", "1", "--json", "--conditional")
     assert code == 0, err
-    assert set(json.loads(out)) == {"steps", "bpd", "se", "recon", "prior", "diffusion"}
+    assert set(json.loads(out)) == {
+        "steps", "bpd", "se", "recon", "prior", "diffusion", "draws", "seed", "exact"
+    }  # fmt: skip
 
     code, out, err = run(capsys, "sample", "run", "--n", "5", "--steps", "2", "--label", "3", "--out", "five.png")
     assert code == 0, err
@@ -63,7 +65,7 @@ def test_info(capsys):
         (["sample", "MODEL", "--n", "0"], "n is 0; allowed: an integer >= 1"),
         (["sample", "MODEL", "--sampler", "euler"], "unknown sampler 'euler'; allowed: ancestral"),
         (["sample", "MODEL", "--steps", "0"], "steps is 0; allowed"),
-        (["sample", "MODEL", "--label", "1"], "the model is unconditional"),
+        (["sample", "MODEL", "--label", "1"], "labels for a model that is unconditional; allowed: None"),
         (
             ["sample", "MODEL", "--steps", "1", "--out", "no/such/folder.png"],
             "no folder no/such; allowed: a path in an existing folder",
@@ -75,9 +77,22 @@ def test_info(capsys):
         (["train", "digits", "--steps", "0", "--out", "x"], "steps is 0; allowed: a number > 0"),
         (["train", "digits", "--resume", "--out", "x"], "x holds no checkpoint"),
         (["train", "digits", "--data", "faces", "--out", "x"], "unknown data set 'faces'; allowed: digits"),
-        (["evaluate", "MODEL", "--steps", "1,x"], "steps holds 'x'; allowed: integers >= 1 and inf"),
-        (["evaluate", "MODEL", "--draws", "0"], "draws is 0; allowed: at least 1"),
+        (["evaluate", "MODEL", "--steps", "1,x"], "steps holds 'x'; allowed: integers >= 1, inf and own"),
+        (["evaluate", "MODEL", "--draws", "0"], "draws is 0; allowed: an integer >= 1"),
         (["evaluate", "MODEL", "--data", "x.npz"], "x.npz cannot be read"),
+        (["evaluate", "MODEL", "--steps", "inf", "--exact"], "exact at T = infinity; allowed: exact with a finite"),
+        (["evaluate", "MODEL", "--draws", "1", "--ode", "0"], "steps is 0; allowed: an integer >= 1"),
+        (["sample", "MODEL", "--sampler", "ddim", "--eta", "2"], "eta is 2.0; allowed: 0 <= eta <= 1"),
+        (["sample", "MODEL", "--eta", "1"], "eta is 1.0 for the sampler 'ancestral'; allowed: eta with ddim"),
+        (["sample", "MODEL", "--grid", "karras"], "unknown grid 'karras'; allowed: time, gamma, quadratic"),
+        (["sample", "MODEL", "--variance", "learned"], "a model that has not learned it; allowed: small, large"),
+        (["sample", "MODEL", "--guidance", "2"], "guidance for a model that is unconditional; allowed: None"),
+        (["sample", "MODEL", "--temperature", "0"], "temperature is 0.0; allowed: a finite number > 0"),
+        (["fd", "MODEL", "--n", "1"], "n is 1; allowed: an integer >= 2"),
+        (["fd", "MODEL", "--steps", "1,inf"], "steps are '1,inf'; allowed: integers >= 1, separated by commas"),
+        (["reproduce", "everything"], "unknown study 'everything'; allowed: schedules"),
+        (["reproduce", "schedules", "--workers", "0"], "workers is 0; allowed: at least 1"),
+        (["train", "vdm-cifar10", "--out", "x"], "cifar10"),
     ],
 )
 def test_errors_are_one_line(tmp_path, tmp_path_factory, capsys, monkeypatch, arguments, message):
@@ -103,10 +118,10 @@ def test_a_data_set_that_does_not_fit_the_model(tmp_path, capsys):
 
 
 def test_steps_are_read():
-    assert [parse_steps(text) for text in ("inf", "1", " 250 ")] == [None, 1, 250]
+    assert [parse_steps("evaluate", text) for text in ("inf", "1", " 250 ")] == [None, 1, 250]
     for text in ("0", "-1", "1.5", "", "one"):
-        with pytest.raises(ValueError, match="allowed: integers >= 1 and inf"):
-            parse_steps(text)
+        with pytest.raises(ValueError, match="allowed: integers >= 1, inf and own"):
+            parse_steps("evaluate", text)
 
 
 def wait_for(path, seconds: float = 120.0) -> None:
@@ -133,3 +148,34 @@ def test_a_signal_leaves_a_checkpoint_and_resume_goes_on(tmp_path, capsys, numbe
     assert len(list(out.glob("step-*"))) == 1
     assert run(capsys, "sample", str(out), "--n", "1", "--steps", "1", "--out", str(tmp_path / "one.png"))[0] == 0
     assert run(capsys, "train", "digits", "--out", str(out), "--resume", "--steps", "300")[0] == 2
+
+
+def test_second_opinions_and_exact_sums(tmp_path, capsys):
+    """Every line of the table is one of the JSON lines, with the same figures."""
+    small().save(tmp_path / "model")
+    wanted = ["evaluate", str(tmp_path / "model"), "--steps", "3,inf", "--draws", "2"]
+    code, out, _ = run(capsys, *wanted, "--ode", "2", "--json")
+    assert code == 0
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row.get("steps") for row in rows] == [3, None, None]
+    assert rows[2]["ode_steps"] == 2
+    code, table, _ = run(capsys, *wanted, "--ode", "2")
+    assert code == 0
+    for row, line in zip(rows, table.splitlines()[2:], strict=True):
+        assert f"{row['bpd']:9.4f}  {row['se']:7.4f}" in line
+    code, exact, _ = run(capsys, "evaluate", str(tmp_path / "model"), "--steps", "3", "--draws", "2", "--exact")
+    assert code == 0
+    assert "the sum over all steps" in exact
+
+
+def test_distances_of_samples(tmp_path, capsys):
+    small().save(tmp_path / "model")
+    code, out, _ = run(capsys, "fd", str(tmp_path / "model"), "--n", "40", "--steps", "1,2", "--sampler", "ddim,heun")
+    assert code == 0
+    held_out, *rows = [line.split() for line in out.splitlines()[2:]]
+    assert held_out[:2] == ["held-out", "297"]
+    assert [row[:2] for row in rows] == [["ddim", "1"], ["ddim", "2"], ["heun", "1"], ["heun", "2"]]
+    assert all(row[2] == "40" and float(row[3]) > 0 for row in rows)
+    assert (
+        run(capsys, "fd", str(tmp_path / "model"), "--sampler", "ddim,euler")[2].count("unknown sampler 'euler'") == 1
+    )

@@ -78,6 +78,24 @@ def test_files_that_are_no_data(tmp_path):
         load_dataset("cifar")
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("cifar10", "the path of cifar-10-python.tar.gz"),
+        ("imagenet32", "a folder of 32×32 images"),
+        ("imagenet64", "a folder of 64×64 images"),
+        ("celeba64", "a folder of 64×64 images"),
+    ],
+)
+def test_data_that_is_known_but_not_shipped(tmp_path, monkeypatch, name, given):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"{name}' is not shipped; allowed: --data with {given}"):
+        load_dataset(name)
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=f"{name} holds no folder train"):  # a folder of that name is a folder
+        load_dataset(name)
+
+
 def test_data_and_model_must_fit():
     data = digits()
     for model in (small(), small(classes=10)):

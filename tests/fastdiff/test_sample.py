@@ -7,21 +7,32 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import images, small
+from tiny import SMALL, images, small
 
 import fastdiff
 from fastdiff import sample as sample_package_attribute
 from fastdiff.kernels import Noise, Stream, use_backend
+from fastdiff.models import DDPM, DDPMConfig
 from fastdiff.plots import grid, to_pil, to_uint8
-from fastdiff.sample import SamplingError, sample, sample_latents
-from fastdiff.samplers import SAMPLERS, sampler_table
+from fastdiff.sample import SamplingError, sample, sample_latents, sampling_plan
+from fastdiff.samplers import SAMPLERS
 from fastdiff.schedules import gamma_table
 
 
-def latents(model, count, first, steps=4, sampler="ancestral", seed=3, labels=None, guidance=None):
-    gamma = gamma_table(model.gamma, steps)
-    noise = Noise(seed, first_sample=first)
-    return sample_latents(model, count, gamma, sampler_table(sampler, gamma), noise, labels, guidance)
+def latents(model, count, first, steps=4, seed=3, labels=None, guidance=None, **choices):
+    walk = sampling_plan(model, steps, **choices)
+    return sample_latents(model, count, walk, Noise(seed, first_sample=first), labels, guidance)
+
+
+def small_ddpm(seed: int = 0, **changes) -> DDPM:
+    """A small DDPM with weights that are not zero where they start at zero; its x_hat stays near the data."""
+    torch.manual_seed(seed)
+    settings = {"shape": (1, 8, 8), "levels": 17, "steps": 20, "head": "v", "network": SMALL}
+    model = DDPM(DDPMConfig(**(settings | changes)))
+    for parameter in model.network.parameters():
+        if not parameter.detach().any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model.eval()
 
 
 class Recorder(torch.nn.Module):
@@ -54,15 +65,23 @@ def test_initial_and_step_noise_are_bit_identical_in_any_batch(batch_size):
         assert torch.equal(given, whole)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_images_do_not_depend_on_the_batch_size(sampler):
+REQUESTS = {name: {"sampler": name} for name in SAMPLERS} | {
+    "ddim, eta ½": {"sampler": "ddim", "eta": 0.5},
+    "ancestral, large, quadratic": {"variance": "large", "grid": "quadratic"},
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize("build", [lambda: small("levels"), small_ddpm], ids=["vdm", "ddpm"])
+def test_images_do_not_depend_on_the_batch_size(build, request_):
     """Equal up to the rounding of the network: latents to 1e-4, images almost everywhere."""
-    model = small("levels")
-    whole = latents(model, 20, 0, sampler=sampler)
+    model, choices = build(), REQUESTS[request_]
+    whole = latents(model, 20, 0, **choices)
     for size in (1, 7):
-        parts = [latents(model, min(size, 20 - first), first, sampler=sampler) for first in range(0, 20, size)]
+        parts = [latents(model, min(size, 20 - first), first, **choices) for first in range(0, 20, size)]
         torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
-    pictures = [sample(model, 20, steps=4, sampler=sampler, batch_size=size, output="levels") for size in (1, 7, 64)]
+    pictures = [sample(model, 20, steps=4, batch_size=size, output="levels", **choices) for size in (1, 7, 64)]
+    assert pictures[0].float().std() > 1
     for other in pictures[1:]:
         assert (other != pictures[0]).float().mean() < 0.01
 
@@ -85,15 +104,75 @@ def test_the_loop_by_hand():
         mean = ratio * var_s / var_t * z + alpha_s * var_ts / var_t * x_hat
         eps = noise.at(step=step, stream=Stream.SAMPLER).normal((2, 1, 8, 8)).double()
         z = mean + (var_ts * var_s / var_t).sqrt() * eps
-    torch.testing.assert_close(latents(model, 2, 0, steps=5).double(), z, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(latents(model, 2, 0, steps=5).double(), z, rtol=1e-5, atol=5e-6)
 
 
-def test_the_kernel_runs_the_same_loop():
-    model = small("levels")
-    expected = latents(model, 2, 0, sampler="dpm-solver")
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_a_ddpm_by_hand(variance):
+    """Ho et al. 2020, algorithm 2, and Nichol and Dhariwal 2021, eq. 15, from the betas themselves.
+
+    19 steps from z_20 to z_1, with variance beta_t, the posterior's, or between the two, and x_hat of z_1.
+    """
+    model = small_ddpm(variance=variance, beta_count=20, beta_last=0.5)
+    betas = torch.linspace(1e-4, 0.5, 20, dtype=torch.float64)
+    product = (1 - betas).cumprod(0)
+    gamma = torch.log((1 - product) / product).float()
+    z = Noise(3).at(stream=Stream.INITIAL).normal((2, 1, 8, 8)).double()
+    for k, t in enumerate(range(19, -1, -1)):
+        with torch.no_grad():
+            eps_hat, fraction = model.predict(z.float(), gamma[t].expand(2))
+        if t == 0:
+            z = (z - (1 - product[t]).sqrt() * eps_hat) / product[t].sqrt()
+            break
+        mean = (z - betas[t] / (1 - product[t]).sqrt() * eps_hat) / (1 - betas[t]).sqrt()
+        posterior = (1 - product[t - 1]) / (1 - product[t]) * betas[t]
+        own = {"small": 0.0, "large": 1.0}.get(variance, fraction)
+        eps = Noise(3).at(step=k, stream=Stream.SAMPLER).normal(z.shape)
+        z = mean + betas[t] ** (0.5 * own) * posterior ** (0.5 * (1 - own)) * eps
+    torch.testing.assert_close(latents(model, 2, 0, steps=20).double(), z, rtol=1e-6, atol=5e-6)
+    centres = (2 * torch.arange(17, dtype=torch.float64) + 1) / 17 - 1
+    nearest = (z.unsqueeze(-1) - centres).abs().argmin(-1)
+    assert torch.equal(sample(model, 2, steps=20, seed=3, output="levels"), nearest)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("variance", ["small", "learned"])
+def test_every_sampler_on_a_ddpm(variance, sampler):
+    """Images that the network has a say in, with its own variance or another that is asked for."""
+    model, other_weights = (small_ddpm(variance=variance, seed=seed) for seed in (0, 1))
+    given = sample(model, 4, steps=6, sampler=sampler, output="levels", clip=True)
+    assert given.shape == (4, 1, 8, 8)
+    assert given.max() <= 16
+    assert given.float().std() > 1
+    assert not torch.equal(sample(other_weights, 4, steps=6, sampler=sampler, output="levels", clip=True), given)
+    if sampler == "ancestral":
+        for other in ("small", "large"):
+            asked = sample(model, 4, steps=6, variance=other, output="levels", clip=True)
+            assert torch.equal(asked, given) == (other == variance)
+
+
+@pytest.mark.parametrize(("kind", "sampler"), [("vdm", "dpm-solver"), ("vdm", "heun"), ("ddpm", "ancestral")])
+def test_the_kernel_runs_the_same_loop(kind, sampler):
+    model = small("levels") if kind == "vdm" else small_ddpm(variance="learned")
+    expected = latents(model, 2, 0, sampler=sampler)
     with use_backend("interpreter"):
-        given = latents(model, 2, 0, sampler="dpm-solver")
+        given = latents(model, 2, 0, sampler=sampler)
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_options_reach_the_loop():
+    """Temperature, clip, eta and the grid of a request are those of `sample_latents` and `sampling_plan`."""
+    model = small_ddpm()  # its x_hat leaves [-1, 1], so that clip does something
+    walk = sampling_plan(model, 4, "ddim", eta=0.3, grid="gamma")
+    z_0 = sample_latents(model, 2, walk, Noise(5), temperature=3.0, clip=1.0)
+    request = {"steps": 4, "sampler": "ddim", "seed": 5, "eta": 0.3, "grid": "gamma", "output": "levels"}
+    given = sample(model, 2, temperature=3.0, clip=True, **request)
+    assert torch.equal(given, model.decode(z_0))
+    assert not torch.equal(sample(model, 2, temperature=3.0, **request), given)
+    assert not torch.equal(sample(model, 2, clip=True, **request), given)
+    for grid_ in ("time", "quadratic", "gamma"):
+        gamma = gamma_table(small_ddpm().gamma, 4, grid_)
+        assert torch.equal(sampling_plan(small_ddpm(), 5, grid=grid_).gamma, gamma.flip(0))
 
 
 def test_outputs():
@@ -140,7 +219,7 @@ WRONG = {
     "n is 2.0; allowed: an integer": {"n": 2.0},
     "steps is 0; allowed: an integer >= 1": {"steps": 0},
     "batch_size is 0; allowed": {"batch_size": 0},
-    "unknown sampler 'euler'; allowed: ancestral, ddim, dpm-solver": {"sampler": "euler"},
+    "unknown sampler 'euler'; allowed: ancestral, ddim, dpm-solver, heun": {"sampler": "euler"},
     "unknown output 'png'; allowed: uint8, levels, float, pil": {"output": "png"},
     "seed is -1; allowed: 0 <= seed": {"seed": -1},
     "labels lie in 3 .. 3; allowed: 0 .. 2": {"labels": 3},
@@ -150,6 +229,22 @@ WRONG = {
     "guidance is 2.0 without labels": {"guidance": 2.0},
     "guidance is nan; allowed: a finite number": {"labels": 0, "guidance": float("nan")},
     "labels are 'seven'; allowed: one integer": {"labels": "seven"},
+    "eta is -0.5; allowed: 0 <= eta <= 1": {"sampler": "ddim", "eta": -0.5},
+    "eta is 1.5; allowed: 0 <= eta <= 1": {"sampler": "ddim", "eta": 1.5},
+    "eta is nan; allowed: 0 <= eta <= 1": {"sampler": "ddim", "eta": float("nan")},
+    "eta is 0.5 for the sampler 'ancestral'; allowed: eta with ddim": {"eta": 0.5},
+    "unknown grid 'cosine'; allowed: time, gamma, quadratic": {"grid": "cosine"},
+    "unknown variance 'beta'; allowed: small, large, learned": {"variance": "beta"},
+    "variance is 'large' for the sampler 'ddim'; allowed: with ancestral": {"sampler": "ddim", "variance": "large"},
+    "'learned' for a model that has not learned it; allowed: small, large": {"variance": "learned"},
+    "temperature is 0; allowed: a finite number > 0": {"temperature": 0},
+    "temperature is nan; allowed: a finite number > 0": {"temperature": float("nan")},
+    "temperature is True; allowed: a finite number > 0": {"temperature": True},
+    "clip is 1.0; allowed: True or False": {"clip": 1.0},
+    "steps is 1; allowed: an integer >= 2": {"model": small_ddpm(), "steps": 1},
+    "guidance for a model that is unconditional; allowed: None": {"model": small(), "guidance": 2.0},
+    "labels for a model that is unconditional; allowed: None": {"model": small(), "labels": 0},
+    "model is a Linear; allowed: a diffusion model": {"model": torch.nn.Linear(1, 1)},
 }
 
 
@@ -159,18 +254,11 @@ def test_wrong_requests(message):
         sample(**({"model": small(classes=3), "n": 2, "steps": 2} | WRONG[message]))
 
 
-def test_labels_for_an_unconditional_model_and_models_that_are_none():
-    with pytest.raises(ValueError, match="the model is unconditional; allowed: None"):
-        sample(small(), 1, labels=0)
-    with pytest.raises(TypeError, match="model is a Linear; allowed: a diffusion model"):
-        sample(torch.nn.Linear(1, 1), 1)
-
-
 def test_a_sample_that_is_not_finite_is_an_error():
     model = small()
     with torch.no_grad():
         model.network.conv_out.bias.fill_(float("inf"))
-    with pytest.raises(SamplingError, match="not finite after 3 steps"):
+    with pytest.raises(SamplingError, match="not finite after 3 calls"):
         sample(model, 1, steps=3)
 
 
@@ -215,3 +303,15 @@ def test_colour_pictures_and_wrong_ones():
     with pytest.raises(ValueError, match="0 images"):
         grid(colour[:0])
     assert to_uint8(torch.tensor([0, 8, 16]), 17).tolist() == [0, 128, 255]
+
+
+def test_frozen_parts_stay_as_they_were():
+    """A part in eval mode inside a model in training comes back so; guidance 1 costs no second call."""
+    model = small(classes=3).train()
+    model.network.attention.eval()
+    calls: list[int] = []
+    model.network.register_forward_hook(lambda *_: calls.append(1))
+    sample(model, 1, steps=2, labels=0, guidance=1.0)
+    assert len(calls) == 2
+    assert model.training
+    assert not model.network.attention.training

@@ -154,13 +154,13 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(monkeypatch):
     iterator = train(state, digits())
     next(iterator)
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
-    real = state.model.vlb
+    real = state.model.objective
 
     def poisoned(*args, **kwargs):
-        vlb = real(*args, **kwargs)
-        return replace(vlb, diffusion=vlb.diffusion * float("nan"))
+        goal = real(*args, **kwargs)
+        return replace(goal, loss=goal.loss * float("nan"))
 
-    monkeypatch.setattr(state.model, "vlb", poisoned)
+    monkeypatch.setattr(state.model, "objective", poisoned)
     report = next(iterator)
     assert report.skipped
     for name, value in state.model.state_dict().items():
@@ -177,7 +177,16 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(monkeypatch):
         ({"seed": 2**64}, "seed is 18446744073709551616; allowed: 0 <= seed"),
         ({"batch_size": 2.5}, "batch_size is 2.5; allowed: an integer"),
         ({"ema": 1.0}, "ema is 1.0; allowed: 0 <= ema < 1"),
-        ({"shift": 1.5}, "shift 1.5"),
+        ({"shift": 1.5}, "shift is 1.5; allowed: 0 <= shift <= 1"),
+        ({"flip": -0.1}, "flip is -0.1; allowed: 0 <= flip <= 1"),
+        ({"loss": "mse"}, "loss is 'mse'; allowed: elbo, simple, min-snr, sigmoid"),
+        ({"decay": "step"}, "decay is 'step'; allowed: cosine, constant"),
+        ({"clip_norm": 0.0}, "clip_norm is 0.0; allowed: a number > 0, or None"),
+        ({"bound_steps": 0}, "bound_steps is 0; allowed: a number > 0, or None"),
+        ({"bound_steps": 2.5}, "bound_steps is 2.5; allowed: an integer, or None"),
+        ({"bound_steps": True}, "bound_steps is True; allowed: an integer, or None"),
+        ({"learning_rate": "x"}, "learning_rate is 'x'; allowed: a finite number"),
+        ({"stratified": "no"}, "stratified is 'no'; allowed: true or false"),
     ],
 )
 def test_wrong_settings(change, message):
@@ -254,13 +263,13 @@ class TestRuns:
         """Not finite from the first step on: the optimiser has no state yet, and the weights are the initial ones."""
         state = self.start(tmp_path)
         before = {name: value.clone() for name, value in state.model.state_dict().items()}
-        real = state.model.vlb
+        real = state.model.objective
 
         def poisoned(*args, **kwargs):
-            vlb = real(*args, **kwargs)
-            return replace(vlb, diffusion=vlb.diffusion * math.nan)
+            goal = real(*args, **kwargs)
+            return replace(goal, loss=goal.loss * math.nan)
 
-        monkeypatch.setattr(state.model, "vlb", poisoned)
+        monkeypatch.setattr(state.model, "objective", poisoned)
         with pytest.raises(TrainingError):
             runs.run(tmp_path, state, part(digits(), 40), progress=False)
         resumed = runs.resume(tmp_path, {})
@@ -276,6 +285,13 @@ class TestRuns:
         save_training(tmp_path / "step-00000003", stepped(3))
         with pytest.raises(runs.RunError, match="steps: 12 in the run, 99 wanted"):
             runs.resume(tmp_path, {"steps": 99, "seed": 0})
+
+    def test_resuming_with_another_model_is_refused(self, tmp_path):
+        save_training(tmp_path / "step-00000003", stepped(3))
+        own = runs.resume(tmp_path, {}).model.config
+        assert runs.resume(tmp_path, {}, model=own).step == 3
+        with pytest.raises(runs.RunError, match=r"holds a run of another model \(vdm\); allowed: the preset"):
+            runs.resume(tmp_path, {}, model=replace(own, gamma_0=-7.0))
 
     def test_metrics_after_the_checkpoint_are_dropped_and_torn_lines_too(self, tmp_path):
         save_training(tmp_path / "step-00000003", stepped(3))

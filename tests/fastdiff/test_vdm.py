@@ -5,33 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import SMALL, images, small
-from torch import nn
+from tiny import SMALL, exact_model, images, small
 
-from fastdiff.evaluation import evaluate, format_table
+from fastdiff.evaluation import evaluate, format_row
 from fastdiff.kernels import Noise, Stream
 from fastdiff.models import VDM, VDMConfig, build
 from fastdiff.schedules import ScheduleError
-
-
-class IndependentPixels(nn.Module):
-    """The exact network for pixels that are drawn independently from one distribution: its log-probabilities."""
-
-    def __init__(self, probabilities: torch.Tensor) -> None:
-        super().__init__()
-        self.log_prior = probabilities.log()
-
-    def forward(self, features, number, labels=None):
-        return self.log_prior[None, :, None, None].expand(len(features), -1, *features.shape[2:]).contiguous()
-
-
-def exact_model(probabilities: torch.Tensor, gamma_0: float, gamma_1: float) -> VDM:
-    config = VDMConfig(
-        (1, 4, 4), len(probabilities), gamma_0=gamma_0, gamma_1=gamma_1, fourier=None, head="levels", network=SMALL
-    )
-    model = VDM(config)
-    model.network = IndependentPixels(probabilities)  # pyright: ignore[reportAttributeAccessIssue]
-    return model
 
 
 def test_the_bound_of_the_exact_denoiser_is_the_entropy():
@@ -116,10 +95,10 @@ def test_evaluation_in_a_table():
     assert abs(row["bpd"] - (row["recon"] + row["prior"] + row["diffusion"])) < 1e-9
     per_image = result.bpd.total
     assert abs(row["se"] - float(per_image.std()) / 2.0) < 1e-9
-    assert format_table([result]).splitlines()[1].split()[0] == "7"
-    with pytest.raises(ValueError, match="draws is 0; allowed: at least 1"):
+    assert format_row(result).split()[0] == "7"
+    with pytest.raises(ValueError, match="draws is 0; allowed: an integer >= 1"):
         evaluate(small(), images(4), draws=0)
-    with pytest.raises(ValueError, match="images is 0"):
+    with pytest.raises(ValueError, match="no images; allowed: at least 1"):
         evaluate(small(), images(0))
 
 
@@ -246,8 +225,9 @@ def test_labels_for_an_unconditional_model():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"levels": 1}, ValueError, "allowed: positive sizes, 2 to 256 levels"),
-        ({"head": "v"}, ValueError, "head is 'v'; allowed: eps, levels"),
+        ({"levels": 1}, ValueError, "allowed: three positive sizes .*, 2 to 256 levels"),
+        ({"head": "w"}, ValueError, "head is 'w'; allowed: eps, x, v, score, levels"),
+        ({"schedule": "sine"}, ValueError, "schedule is 'sine'; allowed: linear, cosine, beta-linear, learned"),
         ({"fourier": (5, 2)}, ValueError, r"fourier is \(5, 2\); allowed: 0 <= n_min <= n_max"),
         ({"gamma_0": 6.0}, ScheduleError, "allowed: values that increase"),
         ({"shape": (1, 8, 9)}, ValueError, r"size \(8, 9\) with 2 widths; allowed: multiples of 2"),
@@ -267,7 +247,7 @@ def test_wrong_configurations(change, error, message):
         ("vdm", {"shape": [1, 8], "levels": 17}, r"shape: \[1, 8\] has 2 entries; allowed: 3"),
         ("vdm", {"shape": [1, 8, 8], "levels": "17"}, "levels: '17' is a str; allowed: int"),
         ("vdm", {"shape": [1, 8, 8], "levels": 17, "network": {"width": 3}}, "network: unknown keys width"),
-        ("vdm", {"shape": [1, 8, 8], "levels": 17, "head": "v"}, "head is 'v'"),
+        ("vdm", {"shape": [1, 8, 8], "levels": 17, "head": "w"}, "head is 'w'"),
         (["vdm"], {}, r"unknown model \['vdm'\]"),
         ("vdm", {"shape": [1, 8, 8], "levels": 17, "network": {"heads": 0}}, "heads 0 over 48 channels; allowed"),
         ("vdm", [], r"\[\] is no object"),
@@ -276,3 +256,31 @@ def test_wrong_configurations(change, error, message):
 def test_building_from_a_wrong_description(kind, config, message):
     with pytest.raises(ValueError, match=message):
         build(kind, config, "config.json")
+
+
+def test_evaluation_refuses_what_does_not_fit():
+    model, x = small(classes=3), images(4)
+    wrong = {
+        "labels have shape \\(8,\\); allowed: \\(4,\\)": {"labels": torch.zeros(8, dtype=torch.int64)},
+        "labels are a list; allowed: a torch.int64 tensor": {"labels": [0, 1, 2, 0]},
+        "labels lie in 0 .. 9; allowed: 0 .. 2, 3 for no label": {"labels": torch.tensor([0, 9, 0, 0])},
+        "draws is 1.5; allowed: an integer >= 1": {"draws": 1.5},
+        "draws is True; allowed: an integer >= 1": {"draws": True},
+        "steps is 'all'; allowed": {"steps": "all"},
+        "4 images 2000000000 times; allowed: 2\\*\\*32 draws": {"draws": 2_000_000_000},
+    }
+    for message, change in wrong.items():
+        with pytest.raises((TypeError, ValueError), match=message):
+            evaluate(model, x, **change)
+    with pytest.raises(TypeError, match=r"x is dtype torch.float32; allowed: a torch.uint8"):
+        evaluate(model, x.float())
+
+
+def test_a_schedule_whose_learned_ends_have_crossed_has_no_bound():
+    model = small()
+    with torch.no_grad():
+        model.gamma.gamma_0.fill_(5.5)
+    with pytest.raises(
+        ScheduleError, match=r"LinearSchedule at 256 steps: gamma goes from 5.5 to .*allowed: values that"
+    ):
+        evaluate(model, images(2))

@@ -1,0 +1,41 @@
+"""What the pictures of all studies share: the drawing library, asked for before the work, and one look."""
+
+from pathlib import Path
+from typing import Any
+
+from .runner import StudyError
+
+COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#edae49", "#6a4c93", "#444444")
+
+
+def drawing() -> Any:
+    """Return matplotlib.pyplot, set to draw into files.
+
+    Raises:
+        StudyError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+        from cycler import cycler
+    except ImportError as error:
+        raise StudyError("pictures need matplotlib: pip install matplotlib (the extra `plot`)") from error
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "axes.prop_cycle": cycler(color=COLOURS),
+            "figure.constrained_layout.use": True,
+            "savefig.dpi": 110,
+        }
+    )
+    return plt
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure without the date and the version, so that the same numbers give the same file."""
+    figure.savefig(path, metadata={"Software": None})
