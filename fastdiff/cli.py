@@ -15,7 +15,7 @@ from . import __version__, runs
 from .checkpoint import embedded_names, load
 from .config import ConfigError
 from .datasets import DataError, check_fit, digits, load_dataset
-from .evaluation import OWN, TABLE_HEAD, chain_of, evaluate, evaluate_ode, format_row, standard_error
+from .evaluation import OWN, TABLE_HEAD, chain_of, check_draws, evaluate, evaluate_ode, format_row, standard_error
 from .frechet import fd_digits
 from .kernels import BackendError, Noise, backend
 from .ode import check_integrator
@@ -164,6 +164,7 @@ class Evaluate:
         wanted = [parse_steps("evaluate", part) for part in self.steps.split(",")]
         if self.ode is not None:
             check_integrator(self.ode)
+        check_draws(self.draws, self.batch_size)
         Noise(self.seed)  # checks it
         model: Any = load(self.model).to(default_device())
         data = load_dataset(self.data)
@@ -175,7 +176,7 @@ class Evaluate:
         for steps in wanted:
             chain_of(model, steps, self.exact)  # checks it
         settings: Any = {"draws": self.draws, "seed": self.seed, "batch_size": self.batch_size, "progress": True}
-        if not self.json and self.draws >= 1:
+        if not self.json:
             draws = "the sum over all steps" if self.exact else f"{self.draws} draws each"
             print(f"{self.model}: {len(data.test_images)} held-out images of {data.name}, {draws}, seed {self.seed}")
             print(TABLE_HEAD)
@@ -229,7 +230,10 @@ class Fd:
         check_fit(model, digits())
         for name in samplers:
             for steps in numbers:  # checks them all before the first long run
-                sample(model, 0, steps=steps, sampler=name, eta=self.eta, grid=self.grid, seed=self.seed)
+                sample(
+                    model, 0, steps=steps, sampler=name, eta=self.eta, grid=self.grid, seed=self.seed,
+                    batch_size=self.batch_size,
+                )  # fmt: skip
         if not self.json:
             print(f"{self.model}: FD-digits against the training digits, seed {self.seed}; only equal n compare")
             print(f"{'sampler':>12}  {'steps':>6}  {'n':>6}  {'FD-digits':>9}  {'± s.e.':>7}")

@@ -34,6 +34,25 @@ def from_dict(kind: type, data: Any, where: str) -> Any:
     return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in data.items()})
 
 
+def check_fields(config: Any) -> None:
+    """Check that the values of a dataclass are of the types that its fields name, as `from_dict` would.
+
+    Raises:
+        ConfigError: saying which is not.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        where = f"{type(config).__name__}.{field.name}"
+        options = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)
+        parts = tuple(typing.cast(type, option) for option in options if dataclasses.is_dataclass(option))
+        if not parts:
+            _value(hint, value, where)
+        elif not isinstance(value, parts) and not (value is None and type(None) in options):
+            names = ", ".join(part.__name__ for part in parts)
+            raise ConfigError(f"{where}: {value!r} is a {type(value).__name__}; allowed: {names}")
+
+
 def _required(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 

@@ -78,7 +78,8 @@ def load_npz(path: str | Path) -> Dataset:
     except DataError:
         raise
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as .npz: {error}") from error
+        reason = "it is no .npz archive" if "pickle" in str(error) else error  # NumPy would advise to load it unsafely
+        raise DataError(f"{path} cannot be read as .npz: {reason}") from error
     levels = _levels(path, arrays.pop("levels", np.array(256)))
     parts = {}
     for split in ("train", "test"):

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .kernels import Noise, centre
+from .models import DiffusionModel
 from .models.base import evaluating
 from .ode import check_integrator, ode_nats
 from .schedules import gamma_table
@@ -67,7 +68,8 @@ def evaluate(
     Args:
         model: any model of the family; it is evaluated in eval mode and left as it was.
         images: uint8 [N, C, H, W], N >= 1.
-        labels: int64 [N] for a class-conditional bound, or None.
+        labels: int64 [N] for a class-conditional bound, or None; the conditions after the classes count as labels too
+            ("no label", and "augmented" where the model is told).
         steps: T of the bound, None for continuous time; by default (`OWN`) the model's own.
         draws, batch_size: at least 1.
         seed: of all draws.
@@ -132,6 +134,7 @@ def evaluate_ode(
         TypeError, ValueError, ScheduleError: as in `evaluate`.
     """
     check_integrator(steps)
+    _check_model(model)
     _check(model, images, labels, draws, batch_size, draws)
     with evaluating(model), tqdm(
         total=len(images) * draws, unit="img", desc="probability-flow ODE", disable=not progress, leave=False
@@ -185,6 +188,7 @@ def chain_of(model: Any, steps: int | str | None, exact: bool) -> tuple[int | No
     Raises:
         ValueError: steps that the model cannot have, or exact at T = infinity.
     """
+    _check_model(model)
     if isinstance(steps, str) and steps != OWN:
         raise ValueError(f"evaluate: steps is {steps!r}; allowed: an integer >= 1, None, or {OWN!r}")
     chain = model.steps if isinstance(steps, str) else steps
@@ -194,10 +198,24 @@ def chain_of(model: Any, steps: int | str | None, exact: bool) -> tuple[int | No
     return chain, intervals
 
 
-def _check(model: Any, images: Tensor, labels: Tensor | None, draws: int, batch_size: int, rounds: int) -> None:
+def _check_model(model: Any) -> None:
+    if not isinstance(model, DiffusionModel):
+        raise TypeError(f"evaluate: model is a {type(model).__name__}; allowed: a model (fastdiff.load gives one)")
+
+
+def check_draws(draws: int, batch_size: int) -> None:
+    """Check two numbers of `evaluate`.
+
+    Raises:
+        ValueError: no integer of at least 1.
+    """
     for name, value in (("draws", draws), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"evaluate: {name} is {value!r}; allowed: an integer >= 1")
+
+
+def _check(model: Any, images: Tensor, labels: Tensor | None, draws: int, batch_size: int, rounds: int) -> None:
+    check_draws(draws, batch_size)
     model.check_images("evaluate", images)
     if not len(images):
         raise ValueError("evaluate: no images; allowed: at least 1")

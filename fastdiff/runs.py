@@ -65,6 +65,8 @@ def start(
     """
     if last_checkpoint(out) is not None:
         raise RunError(f"{out} holds a run already; allowed: another --out, or --resume to go on with it")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "metrics.jsonl").exists())):
+        raise RunError(f"{out} holds something that is no run; allowed: a new or empty folder")
     torch.manual_seed(config.seed)
     model = build().to(device)
     check_fit(model, data)

@@ -179,7 +179,10 @@ def sample_latents(
         if bar is not None:
             bar.update()
     if not torch.isfinite(z).all():
-        raise SamplingError(f"a sample is not finite after {len(rows)} calls; the weights or the schedule are unsound")
+        raise SamplingError(
+            f"a sample is not finite after {len(rows)} calls; the weights, the schedule, the temperature or the "
+            "guidance are unsound"
+        )
     return z
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .config import ConfigError
-from .datasets import Dataset
+from .datasets import Dataset, check_fit
 from .kernels import Noise, Stream
 from .models import Model
 from .vlb import LOSSES, Objective, Vlb
@@ -187,10 +187,12 @@ def train(state: TrainState, data: Dataset) -> Iterator[Report]:
     """Train up to ``state.config.steps``, from wherever the state stands; yield a `Report` after every step.
 
     Raises:
+        DataError: data that do not fit the model.
         TrainingError: `MAX_SKIPPED` steps in a row were not finite.
     """
     model: Any = state.model
     config = state.config
+    check_fit(model, data)
     if config.shift and not model.config.augmented:
         raise ConfigError(f"train: shift is {config.shift} for a model that is not told; allowed: 0, or augmented=True")
     device = next(model.parameters()).device

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..config import to_dict
+from ..config import check_fields, to_dict
 from ..storage import write_folder
 
 
@@ -32,6 +32,7 @@ class ImageConfig:
     augmented: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if len(self.shape) != 3 or min(self.shape) < 1 or not 2 <= self.levels <= 256 or self.classes < 0:
             raise ValueError(
                 f"{type(self).__name__}: shape {self.shape}, levels {self.levels}, classes {self.classes}; "

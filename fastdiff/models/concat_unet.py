@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..config import check_fields
 from .blocks import Attention, NormSiLU, zero
 from .unet import UNet, UNetConfig
 
@@ -50,6 +51,7 @@ class ConcatUNetConfig:
     embedding_bias: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.kind != "concat":
             raise ValueError(f"ConcatUNetConfig: kind is {self.kind!r}; allowed: 'concat'")
         if self.width < 4 or self.width % 2:  # the frequencies are width / 2 numbers from 1 down to 1 / 10000

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..config import check_fields
 from .blocks import Attention, NormSiLU, NumberEmbedding, ResBlock
 
 
@@ -32,6 +33,7 @@ class UNetConfig:
     positions: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.widths or min(self.widths) < 1 or self.blocks < 1:
             raise ValueError(f"UNetConfig: widths {self.widths}, blocks {self.blocks}; allowed: positive numbers")
         if self.embedding < 1 or self.max_groups < 1 or self.heads < 1 or self.widths[-1] % self.heads:

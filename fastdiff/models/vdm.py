@@ -14,6 +14,7 @@ from .concat_unet import ConcatUNetConfig, build_network
 from .diffusion import DiffusionModel
 from .unet import UNetConfig
 
+LARGEST = 30.0  # |gamma| of a schedule's ends
 HEADS = (*PREDICTIONS, "levels")
 
 
@@ -47,6 +48,11 @@ class VDMConfig(ImageConfig):
         super().__post_init__()
         ends = torch.tensor([self.gamma_0, self.gamma_1], device="cpu")
         check_increasing("VDMConfig(gamma_0, gamma_1)", ends)
+        if not -LARGEST <= self.gamma_0 < self.gamma_1 <= LARGEST:
+            raise ValueError(
+                f"VDMConfig: gamma_0 is {self.gamma_0}, gamma_1 is {self.gamma_1}; "
+                f"allowed: -{LARGEST:g} to {LARGEST:g}, where float32 can tell signal from noise"
+            )
         if self.fourier is not None and not 0 <= self.fourier[0] <= self.fourier[1] <= 30:
             raise ValueError(f"VDMConfig: fourier is {self.fourier}; allowed: 0 <= n_min <= n_max <= 30, or None")
         for name, allowed in (("head", HEADS), ("schedule", SCHEDULES)):

@@ -29,14 +29,10 @@ def write_report(results: dict[str, Any], out: Path) -> None:
     (out / "schedules.md").write_text("\n\n".join(parts) + "\n")
 
 
-def mean_over_seeds(results: dict[str, Any], name: str) -> tuple[float, float, int]:
-    """Mean over the seeds of a setting's bits/dim, its standard error over them (NaN for one), and their number."""
-    values = [row["bpd"] for key, row in results["bound"].items() if key.rpartition("-seed")[0] == name]
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.nan, len(values)
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values)), len(values)
+def mean_over_seeds(results: dict[str, Any], name: str) -> float:
+    """Mean over the seeds of a setting's bits/dim."""
+    seeds = results["budget"]["seeds"]
+    return sum(results["bound"][f"{name}-seed{seed}"]["bpd"] for seed in range(seeds)) / seeds
 
 
 def paired(results: dict[str, Any], one: str, other: str) -> tuple[float, float]:
@@ -66,14 +62,21 @@ def seed_variance(results: dict[str, Any]) -> float:
     return total / freedom
 
 
-def verdict(difference: float, error: float, claim: str) -> str:
-    """Say whether a difference that the claim wants negative is, by two standard errors."""
-    figure = f"{difference:+.4f} ± {error:.4f} bits/dim"
-    if difference < -2 * error:
+def verdict(difference: float, error: float, freedom: int, claim: str) -> str:
+    """Say whether a difference that the claim wants negative is, at 95 % for so many degrees of freedom."""
+    figure, limit = f"{difference:+.4f} ± {error:.4f} bits/dim", critical(freedom) * error
+    if difference < -limit:
         return f"{claim}: **holds** here ({figure})."
-    if difference > 2 * error:
+    if difference > limit:
         return f"{claim}: **does not hold** here ({figure})."
     return f"{claim}: **not decided** here ({figure})."
+
+
+def critical(freedom: int) -> float:
+    """Two-sided 95 % point of Student's t, by the expansion in 1 / freedom (Abramowitz and Stegun, 26.7.5)."""
+    z = 1.959964
+    first, second = (z**3 + z) / 4.0, (5.0 * z**5 + 16.0 * z**3 + 3.0 * z) / 96.0
+    return z + first / freedom + second / freedom**2
 
 
 def _head(results: dict[str, Any]) -> str:
@@ -87,25 +90,29 @@ trained for two minutes: the numbers rank choices, they are no records."""
 
 
 def _models(results: dict[str, Any]) -> str:
-    lines = ["## Bits per dimension", "", "| model | bits/dim | ± over its seeds | against linear | ± |"]
-    lines.append("|---|---:|---:|---:|---:|")
+    lines = ["## Bits per dimension", "", "| model | bits/dim | against linear | ± |"]
+    lines.append("|---|---:|---:|---:|")
     for name, title in TITLES.items():
-        mean, error, _ = mean_over_seeds(results, name)
-        difference, paired_error = paired(results, name, "linear")
-        against = "" if name == "linear" else f"{difference:+.4f} | {paired_error:.4f}"
-        lines.append(f"| {title} | {mean:.4f} | {error:.4f} | {against or ' | '} |")
+        difference, error = paired(results, name, "linear")
+        against = " | " if name == "linear" else f"{difference:+.4f} | {error:.4f}"
+        lines.append(f"| {title} | {mean_over_seeds(results, name):.4f} | {against} |")
+    freedom = len(TITLES) * (results["budget"]["seeds"] - 1)
     claims = [
-        verdict(*paired(results, "learned", "linear"), "A learned schedule lowers bits/dim at equal budget"),
-        verdict(*paired(results, "linear", "no-fourier"), "Fourier features lower bits/dim (head `levels`)"),
-        verdict(*paired(results, "eps", "eps-no-fourier"), "Fourier features lower bits/dim (head `eps`)"),
-        verdict(*paired(results, "linear", "independent-times"), "Stratified times in training lower bits/dim"),
-        verdict(*paired(results, "linear", "eps"), "The head `levels` lowers bits/dim against `eps`"),
+        verdict(*paired(results, one, other), freedom, claim)
+        for one, other, claim in (
+            ("learned", "linear", "A learned schedule lowers bits/dim at equal budget"),
+            ("linear", "no-fourier", "Fourier features lower bits/dim (head `levels`)"),
+            ("eps", "eps-no-fourier", "Fourier features lower bits/dim (head `eps`)"),
+            ("linear", "independent-times", "Stratified times in training lower bits/dim"),
+            ("linear", "eps", "The head `levels` lowers bits/dim against `eps`"),
+        )
     ]
     spread = math.sqrt(seed_variance(results))
     note = (
         f"Another seed trains another model: a standard deviation of {spread:.4f} bits/dim, pooled over the settings.\n"
-        "The errors of the differences hold it beside that of the images. A claim holds where the difference is two\n"
-        "of them."
+        "The errors of the differences hold it beside that of the images. A claim holds where the difference is more\n"
+        f"than {critical(freedom):.1f} of them, Student's t at 95 % for {freedom} degrees of freedom; the claims are\n"
+        f"{len(claims)}."
     )
     bullets = "\n".join(f"- {claim}" for claim in claims)
     training = "![The terms of the bound over training](schedules-training.png)"

@@ -10,7 +10,7 @@ from tiny import SMALL
 
 from fastdiff.models import VDM, VDMConfig
 from fastdiff.studies.noise_schedules import Budget, arms
-from fastdiff.studies.noise_schedules_report import TITLES, paired, verdict, write_report
+from fastdiff.studies.noise_schedules_report import TITLES, critical, paired, verdict, write_report
 from fastdiff.studies.runner import Arm, StudyError, load_arm, train_arms
 from fastdiff.training import TrainConfig
 
@@ -64,9 +64,11 @@ def test_the_study_compares_one_thing_at_a_time():
 
 
 def test_verdicts():
-    assert "**holds**" in verdict(-0.1, 0.02, "c")
-    assert "**does not hold**" in verdict(0.1, 0.02, "c")
-    assert "**not decided**" in verdict(-0.03, 0.02, "c")
+    assert "**holds**" in verdict(-0.1, 0.02, 8, "c")
+    assert "**does not hold**" in verdict(0.1, 0.02, 8, "c")
+    assert "**not decided**" in verdict(-0.045, 0.02, 8, "c")
+    for freedom, expected in ((8, 2.306), (30, 2.042), (1000, 1.962)):  # tables of Student's t
+        assert abs(critical(freedom) - expected) < 0.01
     per_image = {0: [1.0, 2.0, 4.0], 1: [1.0, 2.0, 2.0]}
     results: dict = {"budget": {"seeds": 2}, "bound": {}}
     for name in TITLES:

@@ -286,6 +286,14 @@ class TestRuns:
         with pytest.raises(runs.RunError, match="steps: 12 in the run, 99 wanted"):
             runs.resume(tmp_path, {"steps": 99, "seed": 0})
 
+    def test_a_folder_that_is_no_run_is_refused(self, tmp_path):
+        fresh().model.save(tmp_path / "model")
+        with pytest.raises(runs.RunError, match="model holds something that is no run; allowed: a new or empty folder"):
+            self.start(tmp_path / "model")
+        (tmp_path / "file").write_text("")
+        with pytest.raises(runs.RunError, match="file holds something that is no run"):
+            self.start(tmp_path / "file")
+
     def test_resuming_with_another_model_is_refused(self, tmp_path):
         save_training(tmp_path / "step-00000003", stepped(3))
         own = runs.resume(tmp_path, {}).model.config

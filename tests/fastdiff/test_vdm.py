@@ -284,3 +284,19 @@ def test_a_schedule_whose_learned_ends_have_crossed_has_no_bound():
         ScheduleError, match=r"LinearSchedule at 256 steps: gamma goes from 5.5 to .*allowed: values that"
     ):
         evaluate(model, images(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"levels": 17.5}, "VDMConfig.levels: 17.5 is a float; allowed: int"),
+        ({"fourier": (1, 2, 3)}, r"VDMConfig.fourier: \(1, 2, 3\) has 3 entries; allowed: 2"),
+        ({"network": "unet"}, "VDMConfig.network: 'unet' is a str; allowed: UNetConfig, ConcatUNetConfig"),
+        ({"gamma_0": "a"}, "VDMConfig.gamma_0: 'a' is a str; allowed: float"),
+        ({"schedule": ["linear"]}, "VDMConfig.schedule: .*is a list; allowed: str"),
+        ({"gamma_0": -1000.0}, "gamma_0 is -1000.0, gamma_1 is 5.0; allowed: -30 to 30"),
+    ],
+)
+def test_values_of_a_wrong_type_or_size_are_refused_at_once(change, message):
+    with pytest.raises(ValueError, match=message):
+        VDMConfig(**({"shape": (1, 8, 8), "levels": 17, "network": SMALL} | change))
