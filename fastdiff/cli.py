@@ -1,4 +1,4 @@
-"""The command line: ``fastdiff sample | train | evaluate | fd | reproduce | info``."""
+"""The command line: ``fastdiff sample | train | evaluate | interpolate | fd | reproduce | info``."""
 
 import signal
 import sys
@@ -17,9 +17,11 @@ from .config import ConfigError
 from .datasets import DataError, check_fit, digits, load_dataset
 from .evaluation import OWN, TABLE_HEAD, chain_of, check_draws, evaluate, evaluate_ode, format_row, standard_error
 from .frechet import fd_digits
+from .interpolation import strips
 from .kernels import BackendError, Noise, backend
+from .models import DiffuseVAE, DiffusionModel, Model
 from .ode import check_integrator
-from .plots import grid
+from .plots import grid, to_uint8
 from .presets import PRESETS, preset
 from .sample import SamplingError, sample
 from .storage import CheckpointError
@@ -44,16 +46,18 @@ class Sample:
     """Number of images."""
     out: Path = Path("samples.png")
     """Picture to write."""
-    steps: int = 250
-    """Sampler steps."""
-    sampler: str = "ancestral"
-    """ancestral, ddim, dpm-solver or heun."""
+    steps: int | None = None
+    """Sampler steps, by default 250; a VAE has none."""
+    sampler: str | None = None
+    """ancestral (the default), ddim, dpm-solver or heun."""
     eta: float | None = None
     """Of ddim: 0 is deterministic, 1 is ancestral."""
-    grid: str = "time"
-    """Where the steps are: even in time, in gamma, or quadratic."""
+    grid: str | None = None
+    """Where the steps are: even in time (the default), in gamma, or quadratic."""
     temperature: float = 1.0
     """Factor on the initial latent."""
+    latent_temperature: float = 1.0
+    """Factor on the latent of a DiffuseVAE's first stage."""
     variance: str | None = None
     """Of the ancestral sampler's steps: small, large or learned, instead of the model's own."""
     clip: bool = False
@@ -75,6 +79,7 @@ class Sample:
         images = sample(
             self.model, self.n, steps=self.steps, sampler=self.sampler, seed=self.seed, batch_size=self.batch_size,
             labels=self.label, guidance=self.guidance, eta=self.eta, grid=self.grid, temperature=self.temperature,
+            latent_temperature=self.latent_temperature,
             variance=self.variance, clip=self.clip, progress=True, device=default_device(),
         )  # fmt: skip
         grid(images).save(self.out)
@@ -102,13 +107,15 @@ class Train:
     """Seed of everything, instead of the preset's."""
     data: str | None = None
     """Data set (digits, an .npz file, the CIFAR-10 archive, a folder of images), instead of the preset's."""
+    first_stage: str | None = None
+    """Trained VAE under a DiffuseVAE: its run's folder or checkpoint."""
     save_every: int = 500
     """Steps between checkpoints."""
 
     def run(self) -> int:
         """Start or resume the run, and print its result."""
         chosen = preset(self.preset)
-        names = ("steps", "batch_size", "learning_rate", "seed", "data")
+        names = ("steps", "batch_size", "learning_rate", "seed", "data", "first_stage")
         wanted = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.save_every < 1:
             raise ValueError(f"train: save-every is {self.save_every}; allowed: an integer >= 1")
@@ -120,7 +127,7 @@ class Train:
         else:
             config = replace(chosen.train, **wanted)
             data = load_dataset(config.data)
-            state = runs.start(out, chosen.build, config, data, device)
+            state = runs.start(out, lambda: with_first_stage(chosen.build(), config.first_stage), config, data, device)
         model: Any = state.model
         parameters, config = sum(p.numel() for p in model.parameters()), state.config
         print(f"{self.preset}: {parameters:,} parameters, {config.steps} steps of {config.batch_size} images, in {out}")
@@ -167,6 +174,8 @@ class Evaluate:
         check_draws(self.draws, self.batch_size)
         Noise(self.seed)  # checks it
         model: Any = load(self.model).to(default_device())
+        if self.ode is not None and not isinstance(model, DiffusionModel):
+            raise ValueError(f"evaluate: ode for a {model.kind}; allowed: for a diffusion model")
         data = load_dataset(self.data)
         check_fit(model, data)
         labels = data.test_labels if self.conditional else None
@@ -192,6 +201,42 @@ class Evaluate:
                 f"{'ODE':>8}  {row['bpd']:9.4f}  {row['se']:7.4f}  ({self.ode} steps, {settings['draws']} draws each)"
             )
             print(runs.json_line(row | {"draws": settings["draws"]}) if self.json else line)
+        return 0
+
+
+@dataclass
+class Interpolate:
+    """Write strips of images: a walk through one latent of a model while everything else is held."""
+
+    model: Name[str]
+    """Checkpoint folder, run folder, or embedded model: a VAE, a DiffuseVAE or a diffusion model."""
+    vary: str = "latent"
+    """latent (z of a VAE), noise (x_T), or class (z from one class's mean to the next's)."""
+    rows: int = 6
+    """Number of strips."""
+    count: int = 10
+    """Images per strip."""
+    out: Path = Path("strips.png")
+    """Picture to write."""
+    steps: int = 50
+    """Sampler steps."""
+    sampler: str = "ddim"
+    """ancestral, ddim, dpm-solver or heun."""
+    seed: int = 0
+    """Of the ends of the walks, and of what they share."""
+    data: str = "digits"
+    """Labelled data set, for --vary class."""
+
+    def run(self) -> int:
+        """Render the strips, and write the picture."""
+        check_picture(self.out)
+        model: Any = load(self.model).to(default_device())
+        data = load_dataset(self.data) if self.vary == "class" else None
+        if data is not None:
+            check_fit(model, data)
+        images = strips(model, self.vary, self.rows, self.count, self.seed, self.steps, self.sampler, data)
+        grid(to_uint8(images, model.levels), columns=self.count).save(self.out)
+        print(f"wrote {self.out} ({self.rows} strips of {self.count} images)")
         return 0
 
 
@@ -304,6 +349,7 @@ Command = (
     Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Interpolate, tyro.conf.subcommand("interpolate")]
     | Annotated[Fd, tyro.conf.subcommand("fd")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Info, tyro.conf.subcommand("info")]
@@ -320,6 +366,23 @@ def check_picture(path: Path) -> None:
         raise ValueError(f"{path}: no folder {path.parent}; allowed: a path in an existing folder")
     if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"{path}: unknown ending {path.suffix!r}; allowed: .png and other picture formats")
+
+
+def with_first_stage(model: Model, path: str | None) -> Model:
+    """Put a trained VAE into a DiffuseVAE; any other model has no first stage.
+
+    Raises:
+        ValueError: a first stage that is missing, not wanted, or another VAE than the model's.
+        CheckpointError: one that cannot be loaded.
+    """
+    if not isinstance(model, DiffuseVAE):
+        if path is not None:
+            raise ValueError(f"train: first-stage is {path!r} for a {model.kind}; allowed: for a DiffuseVAE")
+        return model
+    if path is None:
+        raise ValueError("train: a DiffuseVAE without a first stage; allowed: --first-stage FOLDER of a trained VAE")
+    model.take_first_stage(load(path))
+    return model
 
 
 def parse_steps(where: str, text: str) -> int | str | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .kernels import Noise, centre
-from .models import DiffusionModel
+from .models import DiffusionModel, Model
 from .models.base import evaluating
 from .ode import check_integrator, ode_nats
 from .schedules import gamma_table
@@ -134,7 +134,7 @@ def evaluate_ode(
         TypeError, ValueError, ScheduleError: as in `evaluate`.
     """
     check_integrator(steps)
-    _check_model(model)
+    _check_model("evaluate_ode", model, (DiffusionModel,))
     _check(model, images, labels, draws, batch_size, draws)
     with evaluating(model), tqdm(
         total=len(images) * draws, unit="img", desc="probability-flow ODE", disable=not progress, leave=False
@@ -188,19 +188,22 @@ def chain_of(model: Any, steps: int | str | None, exact: bool) -> tuple[int | No
     Raises:
         ValueError: steps that the model cannot have, or exact at T = infinity.
     """
-    _check_model(model)
+    _check_model("evaluate", model)
     if isinstance(steps, str) and steps != OWN:
         raise ValueError(f"evaluate: steps is {steps!r}; allowed: an integer >= 1, None, or {OWN!r}")
     chain = model.steps if isinstance(steps, str) else steps
     intervals = model.intervals("evaluate", chain)
+    if exact and not isinstance(model, DiffusionModel):
+        raise ValueError(f"evaluate: exact for a {model.kind}; allowed: exact with a diffusion model")
     if exact and intervals is None:
         raise ValueError("evaluate: exact at T = infinity; allowed: exact with a finite number of steps")
     return chain, intervals
 
 
-def _check_model(model: Any) -> None:
-    if not isinstance(model, DiffusionModel):
-        raise TypeError(f"evaluate: model is a {type(model).__name__}; allowed: a model (fastdiff.load gives one)")
+def _check_model(where: str, model: Any, kinds: tuple[type, ...] = (Model,)) -> None:
+    if not isinstance(model, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{where}: model is a {type(model).__name__}; allowed: {names} (fastdiff.load gives a model)")
 
 
 def check_draws(draws: int, batch_size: int) -> None:
@@ -224,4 +227,5 @@ def _check(model: Any, images: Tensor, labels: Tensor | None, draws: int, batch_
         raise ValueError(
             f"evaluate: {len(images)} images {rounds} times; allowed: 2**32 draws, which the noise can tell apart"
         )
-    gamma_table(model.gamma, 256)  # a schedule that falls would give a bound that is none
+    if isinstance(model, DiffusionModel):
+        gamma_table(model.gamma, 256)  # a schedule that falls would give a bound that is none

@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
-from .models import ConcatUNetConfig, DDPMConfig, Model, UNetConfig, VDMConfig, model_of
+from .models import (
+    ConcatUNetConfig,
+    DDPMConfig,
+    DiffuseVAEConfig,
+    HVAEConfig,
+    Model,
+    UNetConfig,
+    VDMConfig,
+    model_of,
+)
 from .training import TrainConfig
 
 DIGITS = {"shape": (1, 8, 8), "levels": 17, "classes": 10, "augmented": True}
@@ -12,7 +21,7 @@ DIGITS = {"shape": (1, 8, 8), "levels": 17, "classes": 10, "augmented": True}
 class Preset:
     """The configuration of a model, and how to train it."""
 
-    model: VDMConfig | DDPMConfig
+    model: VDMConfig | DDPMConfig | HVAEConfig | DiffuseVAEConfig
     train: TrainConfig
 
     def build(self) -> Model:
@@ -36,6 +45,18 @@ def _vdm_training(data: str) -> TrainConfig:
     )  # fmt: skip
 
 
+BARE_DIGITS = {"shape": (1, 8, 8), "levels": 17}
+VAE_DIGITS = HVAEConfig(**BARE_DIGITS, depth=1, widths=(32, 64), blocks=2)
+LATENT_TRAINING = TrainConfig("digits", steps=5000, learning_rate=3e-3, weight_decay=0.05)
+
+
+def _diffusevae_digits(formulation: int) -> Preset:
+    """A refiner of `vae-digits`; train it with --first-stage."""
+    refiner = DDPMConfig(**BARE_DIGITS, network=UNetConfig(widths=(32, 48), blocks=2, dropout=0.1))
+    model = DiffuseVAEConfig(**BARE_DIGITS, vae=VAE_DIGITS, refiner=refiner, formulation=formulation)
+    return Preset(model, TrainConfig("digits", steps=20_000, loss="simple", learning_rate=3e-3))
+
+
 VDM_DIGITS = Preset(
     VDMConfig(
         **DIGITS, gamma_0=-8.0, gamma_1=5.0, fourier=(3, 4), head="levels",
@@ -50,6 +71,10 @@ PRESETS: dict[str, Preset] = {
         DDPMConfig(**DIGITS, network=UNetConfig(widths=(32, 48), blocks=2, dropout=0.1)),
         TrainConfig("digits", steps=20_000, loss="simple", learning_rate=3e-3, shift=0.5, label_dropout=0.6),
     ),
+    "vae-digits": Preset(VAE_DIGITS, LATENT_TRAINING),
+    "hvae-digits": Preset(HVAEConfig(**BARE_DIGITS, depth=4, widths=(48, 48), blocks=2, hidden=64), LATENT_TRAINING),
+    "diffusevae-digits": _diffusevae_digits(1),
+    "diffusevae2-digits": _diffusevae_digits(2),
     # 30.6 M parameters; 2.65 bits/dim in the paper. The authors' code trains a straight line between learned endpoints
     # where the paper, and this, learn the schedule.
     "vdm-cifar10": Preset(_vdm(32, 128, 32), _vdm_training("cifar10")),

@@ -128,6 +128,7 @@ def plan(name: str, gamma: Tensor, eta: float | None = None, variance: str = "sm
 def _and_to_x(steps: Plan, gamma_0: Tensor) -> Plan:
     one, none = torch.ones_like(gamma_0), torch.zeros_like(gamma_0)
     last = _table(gamma_0, none, one, none, none)
+    last[:, 6] = 0.0  # x_hat is a picture, not a latent that a picture has shifted
     bounds = steps.log_variance
     if bounds is not None:
         bounds = torch.cat([bounds, bounds.new_full((1, 2), -400.0)])  # a deviation of e^-200, 0 in float32

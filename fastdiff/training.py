@@ -58,6 +58,7 @@ class TrainConfig:
         flip: probability that a training image is mirrored left to right; the network is not told.
         label_dropout: probability that a label is hidden in training.
         seed: of everything that is drawn.
+        first_stage: where the VAE under a DiffuseVAE came from, None for other models.
     """
 
     data: str
@@ -79,6 +80,7 @@ class TrainConfig:
     flip: float = 0.0
     label_dropout: float = 0.5
     seed: int = 0
+    first_stage: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "warm_up", "seed"):

@@ -3,9 +3,21 @@
 import torch
 from torch import nn
 
-from fastdiff.models import VDM, UNetConfig, VDMConfig
+from fastdiff.models import (
+    HVAE,
+    VDM,
+    DDPMConfig,
+    DiffuseVAE,
+    DiffuseVAEConfig,
+    HVAEConfig,
+    UNetConfig,
+    VDMConfig,
+)
 
 SMALL = UNetConfig(widths=(8, 12), blocks=1, embedding=16, dropout=0.0, heads=2)
+SMALL_VAE = {
+    "shape": (1, 8, 8), "levels": 17, "latent": 5, "widths": (8, 12), "hidden": 16, "max_groups": 4, "dropout": 0.0,
+}  # fmt: skip
 
 
 def small(head: str = "eps", seed: int = 0, **changes) -> VDM:
@@ -41,3 +53,23 @@ def exact_model(probabilities: torch.Tensor, gamma_0: float, gamma_1: float) -> 
     model = VDM(config)
     model.network = IndependentPixels(probabilities)  # pyright: ignore[reportAttributeAccessIssue]
     return model
+
+
+def filled(model: nn.Module) -> nn.Module:
+    """The model with small random numbers where its parameters start at zero, in eval mode."""
+    for parameter in model.parameters():
+        if not parameter.detach().any():
+            nn.init.normal_(parameter, std=0.05)
+    return model.eval()
+
+
+def small_vae(depth: int = 2, seed: int = 0, **changes) -> HVAE:
+    torch.manual_seed(seed)
+    return filled(HVAE(HVAEConfig(**(SMALL_VAE | {"depth": depth} | changes))))
+
+
+def small_diffusevae(formulation: int, seed: int = 0, depth: int = 1, **changes) -> DiffuseVAE:
+    torch.manual_seed(seed)
+    refiner = DDPMConfig(**({"shape": (1, 8, 8), "levels": 17, "steps": 12, "network": SMALL} | changes))
+    vae = HVAEConfig(**(SMALL_VAE | {"depth": depth}))
+    return filled(DiffuseVAE(DiffuseVAEConfig((1, 8, 8), 17, vae=vae, refiner=refiner, formulation=formulation)))

@@ -6,11 +6,18 @@ from ..config import ConfigError, from_dict
 from .base import ImageConfig, Model
 from .concat_unet import ConcatUNetConfig
 from .ddpm import DDPM, DDPMConfig
+from .diffusevae import DiffuseVAE, DiffuseVAEConfig
 from .diffusion import DiffusionModel
+from .hvae import HVAE, HVAEConfig
 from .unet import UNetConfig
 from .vdm import VDM, VDMConfig
 
-MODELS: dict[str, tuple[type[Model], type]] = {VDM.kind: (VDM, VDMConfig), DDPM.kind: (DDPM, DDPMConfig)}
+MODELS: dict[str, tuple[type[Model], type]] = {
+    VDM.kind: (VDM, VDMConfig),
+    DDPM.kind: (DDPM, DDPMConfig),
+    HVAE.kind: (HVAE, HVAEConfig),
+    DiffuseVAE.kind: (DiffuseVAE, DiffuseVAEConfig),
+}
 
 
 def model_of(config: Any) -> Model:
@@ -36,6 +43,6 @@ def build(kind: Any, config: Any, where: str) -> Model:
 
 
 __all__ = [
-    "DDPM", "MODELS", "VDM", "ConcatUNetConfig", "DDPMConfig", "DiffusionModel", "ImageConfig", "Model", "UNetConfig",
-    "VDMConfig", "build", "model_of",
+    "DDPM", "HVAE", "MODELS", "VDM", "ConcatUNetConfig", "DDPMConfig", "DiffuseVAE", "DiffuseVAEConfig",
+    "DiffusionModel", "HVAEConfig", "ImageConfig", "Model", "UNetConfig", "VDMConfig", "build", "model_of",
 ]  # fmt: skip

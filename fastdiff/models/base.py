@@ -122,6 +122,11 @@ class Model(nn.Module):
         if x.device.type == "cpu" and x.numel() and int(x.max()) >= self.levels:  # a look at a GPU's values would wait
             raise ValueError(f"{where}: x holds the value {int(x.max())}; allowed: 0 .. {self.levels - 1}")
 
+    def nearest_level(self, centred: Tensor) -> Tensor:
+        """The level whose bin centre is nearest, uint8, for data in [-1, 1]."""
+        level = torch.round(0.5 * ((centred + 1.0) * self.levels - 1.0))
+        return level.clamp_(0, self.levels - 1).to(torch.uint8)
+
     @property
     def no_label(self) -> int:
         """The label that stands for "no label"."""

@@ -7,7 +7,7 @@ network once more. In the house's time t = 1 is z_T and t = 0 is z_1.
 
 import math
 from dataclasses import dataclass, field
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -69,6 +69,7 @@ class DDPM(DiffusionModel):
 
     kind = "ddpm"
     network_decoder = True
+    pictures: ClassVar[int] = 0  # images that the network sees beside the latent
 
     def __init__(self, config: DDPMConfig) -> None:
         super().__init__()
@@ -82,7 +83,9 @@ class DDPM(DiffusionModel):
             float(posterior(ends[0], ends[1])[2].log()),
             2.0 * math.log(float(sigma(ends[0]))),
         )
-        self.network = build_network(channels, outputs, (height, width), config.conditions, config.network)
+        self.network = build_network(
+            channels * (1 + self.pictures), outputs, (height, width), config.conditions, config.network
+        )
 
     @property
     def steps(self) -> int:
@@ -99,7 +102,14 @@ class DDPM(DiffusionModel):
         variances, how far the log variance is from the small (0) to the large one (1), like z_t.
         """
         labels = self.conditions("eps_hat", labels, z_t)
-        out = self.network(z_t, cast(BetaSchedule, self.gamma).time(gamma), labels)
+        return self.read(self.network(z_t, self.time(gamma), labels), z_t, gamma)
+
+    def time(self, gamma: Tensor) -> Tensor:
+        """What the network is told of gamma [B]: its time on the chain of betas."""
+        return cast(BetaSchedule, self.gamma).time(gamma)
+
+    def read(self, out: Tensor, z_t: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Read the network's output as eps_hat and, with learned variances, their place between small and large."""
         fraction = None
         if self.variance == "learned":
             out, fraction = out.chunk(2, dim=1)

@@ -42,6 +42,11 @@ class DiffusionModel(Model):
         """The model's own T; None for continuous time."""
         return None
 
+    @property
+    def offset(self) -> Tensor | None:
+        """A picture that the chain is shifted by, [B, C, H, W]: its latents are then x_t less the picture."""
+        return None
+
     def predict(self, z_t: Tensor, gamma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return eps_hat for z_t [B, C, H, W] at gamma [B] given labels int64 [B] or None, and what a model with
         learned variances says of them: how far the log variance is from the small (0) to the large one (1), like z_t.
@@ -70,11 +75,6 @@ class DiffusionModel(Model):
         if labels is None and self.config.conditions:
             return torch.full((z_t.shape[0],), self.no_label, device=z_t.device)
         return labels
-
-    def nearest_level(self, centred: Tensor) -> Tensor:
-        """The level whose bin centre is nearest, uint8, for data in [-1, 1]."""
-        level = torch.round(0.5 * ((centred + 1.0) * self.levels - 1.0))
-        return level.clamp_(0, self.levels - 1).to(torch.uint8)
 
     def intervals(self, where: str, steps: int | None) -> int | None:
         """Number of Gaussian steps at T = ``steps``, checked; None for continuous time.

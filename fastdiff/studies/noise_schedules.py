@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..presets import DIGITS
 from ..schedules import BetaLinearSchedule, CosineSchedule, LinearSchedule, Schedule
 from ..training import TrainConfig
 from ..vlb import independent_times, stratified_times
+from .budget import Budget
 from .figures import drawing
 from .noise_schedules_report import SCHEDULES, write_report
 from .runner import Arm, load_arm, train_arms
@@ -33,20 +34,6 @@ from .runner import Arm, load_arm, train_arms
 GAMMA = (-8.0, 5.0)
 STEPS = [2**k for k in range(11)]
 NETWORK = UNetConfig(widths=(32, 48), blocks=2, dropout=0.1)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a run of the study costs: optimiser steps per model, seeds per arm, draws per held-out image."""
-
-    steps: int = 2000
-    seeds: int = 2
-    draws: int = 128
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("seeds", 2), ("draws", 10)):  # fewer would leave a claim without an error
-            if getattr(self, name) < least:
-                raise ValueError(f"Budget: {name} is {getattr(self, name)}; allowed: at least {least}")
 
 
 def arms(budget: Budget) -> list[Arm]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .figures import drawing, save
+from .statistics import critical
 
 SCHEDULES = ("linear", "cosine", "beta-linear", "learned")
 COMMAND = "fastdiff reproduce schedules"
@@ -70,13 +71,6 @@ def verdict(difference: float, error: float, freedom: int, claim: str) -> str:
     if difference > limit:
         return f"{claim}: **does not hold** here ({figure})."
     return f"{claim}: **not decided** here ({figure})."
-
-
-def critical(freedom: int) -> float:
-    """Two-sided 95 % point of Student's t, by the expansion in 1 / freedom (Abramowitz and Stegun, 26.7.5)."""
-    z = 1.959964
-    first, second = (z**3 + z) / 4.0, (5.0 * z**5 + 16.0 * z**3 + 3.0 * z) / 96.0
-    return z + first / freedom + second / freedom**2
 
 
 def _head(results: dict[str, Any]) -> str:

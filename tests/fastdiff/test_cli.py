@@ -10,10 +10,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from tiny import small
+from tiny import small, small_diffusevae, small_vae
 
-from fastdiff.cli import main, parse_steps
+from fastdiff.cli import main, parse_steps, with_first_stage
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -93,9 +94,12 @@ def test_info(capsys):
         (["train", "digits", "--out", "MODEL"], "MODEL holds something that is no run; allowed: a new or empty"),
         (["fd", "MODEL", "--n", "1"], "n is 1; allowed: an integer >= 2"),
         (["fd", "MODEL", "--steps", "1,inf"], "steps are '1,inf'; allowed: integers >= 1, separated by commas"),
-        (["reproduce", "everything"], "unknown study 'everything'; allowed: schedules"),
+        (["reproduce", "everything"], "unknown study 'everything'; allowed: schedules, latent-steps"),
         (["reproduce", "schedules", "--workers", "0"], "workers is 0; allowed: at least 1"),
         (["train", "vdm-cifar10", "--out", "x"], "cifar10"),
+        (["train", "diffusevae-digits", "--out", "x"], "without a first stage; allowed: --first-stage FOLDER"),
+        (["train", "digits", "--first-stage", "MODEL", "--out", "x"], "for a vdm; allowed: for a DiffuseVAE"),
+        (["train", "diffusevae-digits", "--first-stage", "MODEL", "--out", "x"], "the first stage is VDMConfig"),
     ],
 )
 def test_errors_are_one_line(tmp_path, tmp_path_factory, capsys, monkeypatch, arguments, message):
@@ -182,3 +186,36 @@ def test_distances_of_samples(tmp_path, capsys):
     assert (
         run(capsys, "fd", str(tmp_path / "model"), "--sampler", "ddim,euler")[2].count("unknown sampler 'euler'") == 1
     )
+
+
+def test_two_stages_from_the_command_line(tmp_path, capsys, monkeypatch):
+    """Sample, walk and evaluate both stages, and refuse what they have not."""
+    monkeypatch.chdir(tmp_path)
+    small_vae(1).save("vae")
+    small_diffusevae(2).save("two")
+    assert run(capsys, "sample", "two", "--n", "2", "--steps", "3", "--out", "two.png")[0] == 0
+    assert run(capsys, "sample", "vae", "--n", "2", "--out", "one.png")[0] == 0
+    for vary in ("latent", "noise", "class"):
+        strip = ["interpolate", "two", "--vary", vary, "--rows", "2", "--count", "3", "--steps", "2"]
+        assert run(capsys, *strip, "--out", f"{vary}.png")[0] == 0
+        with Image.open(f"{vary}.png") as picture:
+            assert picture.width > picture.height
+    code, _, err = run(capsys, "sample", "vae", "--steps", "3")
+    assert code == 2
+    assert "steps is 3 for a VAE" in err
+    code, out, err = run(capsys, "evaluate", "vae", "--draws", "1", "--json")
+    assert code == 0, err
+    assert json.loads(out)["diffusion"] == 0
+    assert run(capsys, "evaluate", "two", "--draws", "1", "--steps", "5,own")[0] == 0
+    for option, message in ((["--exact"], "exact for a hvae"), (["--ode", "2"], "ode for a hvae; allowed: for a diff")):
+        code, _, err = run(capsys, "evaluate", "vae", "--draws", "1", *option)
+        assert code == 2
+        assert message in err
+
+
+def test_the_first_stage_is_put_under_the_second(tmp_path):
+    trained, fresh = small_vae(1, seed=3), small_diffusevae(1)
+    trained.save(tmp_path / "vae")
+    model = with_first_stage(fresh, str(tmp_path / "vae"))
+    for name, value in model.vae.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[name]), name

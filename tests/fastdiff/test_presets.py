@@ -53,6 +53,14 @@ def test_settings_of_every_preset_are_valid(name):
     assert preset(name).train.steps > 0  # a TrainConfig checks itself
 
 
+@pytest.mark.parametrize("name", ["vae-digits", "hvae-digits", "diffusevae-digits", "diffusevae2-digits"])
+def test_latent_presets_fit_the_digits(name):
+    chosen = preset(name)
+    model, x = chosen.build().eval(), images(3)
+    check_fit(model, digits())
+    model.objective(x, Noise(0), None, chosen.train.loss).loss.sum().backward()
+
+
 def test_unknown_preset():
     with pytest.raises(ValueError, match="unknown preset 'vdm'; allowed: digits, vdm-digits"):
         preset("vdm")

@@ -244,7 +244,7 @@ WRONG = {
     "steps is 1; allowed: an integer >= 2": {"model": small_ddpm(), "steps": 1},
     "guidance for a model that is unconditional; allowed: None": {"model": small(), "guidance": 2.0},
     "labels for a model that is unconditional; allowed: None": {"model": small(), "labels": 0},
-    "model is a Linear; allowed: a diffusion model": {"model": torch.nn.Linear(1, 1)},
+    "model is a Linear; allowed: a model of fastdiff.models": {"model": torch.nn.Linear(1, 1)},
 }
 
 

@@ -8,10 +8,13 @@ import pytest
 import torch
 from tiny import SMALL
 
-from fastdiff.models import VDM, VDMConfig
-from fastdiff.studies.noise_schedules import Budget, arms
-from fastdiff.studies.noise_schedules_report import TITLES, critical, paired, verdict, write_report
+from fastdiff.models import VDM, VDMConfig, model_of
+from fastdiff.studies import latent_steps, latent_steps_report
+from fastdiff.studies.budget import Budget
+from fastdiff.studies.noise_schedules import arms
+from fastdiff.studies.noise_schedules_report import TITLES, paired, verdict, write_report
 from fastdiff.studies.runner import Arm, StudyError, load_arm, train_arms
+from fastdiff.studies.statistics import critical
 from fastdiff.training import TrainConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -82,6 +85,41 @@ def test_verdicts():
     assert abs(error - float((values.var() / 3 + between).sqrt())) < 1e-12
     with pytest.raises(ValueError, match="draws is 2; allowed: at least 10"):
         Budget(draws=2)
+
+
+def test_latent_steps_compare_models_of_one_size():
+    """Within 6 % of each other in parameters, the same training, and no labels."""
+    everything = latent_steps.arms(Budget(steps=5))
+    with torch.device("meta"):
+        sizes = [sum(p.numel() for p in model_of(each.model).parameters()) for each in everything]
+    assert max(sizes) / min(sizes) < 1.06
+    assert len({replace(each.train, seed=0) for each in everything}) == 1
+    assert {each.name.rpartition("-seed")[0] for each in everything} == set(latent_steps_report.ORDER)
+    assert all(not each.model.classes for each in everything)
+
+
+def test_the_report_on_latent_steps_follows_from_its_numbers(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = {
+        f"{name}-seed{seed}": {
+            "steps": None, "bpd": 4.0 - 0.2 * rank + 0.01 * seed, "se": 0.1, "recon": 1.0, "prior": 0.5,
+            "diffusion": 0.1, "train_bpd": 1.0, "parameters": 1000 + rank,
+            "images": [4.0 - 0.2 * rank + 0.01 * seed + 0.001 * k for k in range(20)],
+        }
+        for rank, name in enumerate(latent_steps_report.ORDER)
+        for seed in (0, 1)
+    }  # fmt: skip
+    results = {"budget": {"steps": 5, "seeds": 2, "draws": 10}, "models": rows}
+    mean, error = latent_steps_report.summary(results, "hvae-1")
+    assert abs(mean - 4.0145) < 1e-9
+    assert abs(error**2 - (1e-6 * 35 / 20 + 0.5e-4 / 2)) < 1e-9  # the images' variance, and the seeds'
+    gap, _ = latent_steps_report.difference(results, "ddpm-2", "hvae-8")
+    assert abs(gap + 0.2) < 1e-9
+    latent_steps_report.write_report(results, tmp_path)
+    text = (tmp_path / "latent-steps.md").read_text()
+    assert text.count(", lower.") == 7
+    assert "DDPM at T = 1000 is below the best VAE here, HVAE, depth 8: -0.8000" in text
+    assert (tmp_path / "latent-steps.png").stat().st_size > 1000
 
 
 def test_the_committed_document_is_written_from_the_committed_numbers(tmp_path):

@@ -1,0 +1,125 @@
+"""The document of the study of latent steps, written from its numbers alone."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from .figures import drawing, save
+from .statistics import critical
+
+COMMAND = "fastdiff reproduce latent-steps"
+ORDER = ("hvae-1", "hvae-2", "hvae-4", "hvae-8", "ddpm-2", "ddpm-10", "ddpm-100", "ddpm-1000", "vdm-inf")
+TITLES = {
+    "hvae-1": "VAE", "hvae-2": "HVAE, depth 2", "hvae-4": "HVAE, depth 4", "hvae-8": "HVAE, depth 8",
+    "ddpm-2": "DDPM, T = 2", "ddpm-10": "DDPM, T = 10", "ddpm-100": "DDPM, T = 100", "ddpm-1000": "DDPM, T = 1000",
+    "vdm-inf": "VDM, T = ∞",
+}  # fmt: skip
+
+
+def write_report(results: dict[str, Any], out: Path) -> None:
+    """Write ``latent-steps.md`` and its picture."""
+    _draw(results, out / "latent-steps.png")
+    (out / "latent-steps.md").write_text("\n\n".join([_head(results), _table(results), _answers(results)]) + "\n")
+
+
+def summary(results: dict[str, Any], name: str) -> tuple[float, float]:
+    """Mean of a setting's bits/dim over its seeds, and its standard error over images and seeds.
+
+    The variance between seeds is pooled over all settings.
+    """
+    seeds, models = results["budget"]["seeds"], results["models"]
+    images = [models[f"{name}-seed{seed}"]["images"] for seed in range(seeds)]
+    per_image = [sum(column) / seeds for column in zip(*images, strict=True)]
+    mean = sum(per_image) / len(per_image)
+    variance = sum((value - mean) ** 2 for value in per_image) / (len(per_image) - 1)
+    return mean, math.sqrt(variance / len(per_image) + seed_variance(results) / seeds)
+
+
+def seed_variance(results: dict[str, Any]) -> float:
+    """Variance of bits/dim between seeds of one setting, pooled over the settings."""
+    seeds, total = results["budget"]["seeds"], 0.0
+    for name in ORDER:
+        values = [results["models"][f"{name}-seed{seed}"]["bpd"] for seed in range(seeds)]
+        mean = sum(values) / seeds
+        total += sum((value - mean) ** 2 for value in values)
+    return total / (len(ORDER) * (seeds - 1))
+
+
+def difference(results: dict[str, Any], one: str, other: str) -> tuple[float, float]:
+    """Mean of ``one`` less ``other`` over seeds and images, paired by image, and its standard error."""
+    seeds, models = results["budget"]["seeds"], results["models"]
+    rows = []
+    for seed in range(seeds):
+        pair = (models[f"{name}-seed{seed}"]["images"] for name in (one, other))
+        rows.append([a - b for a, b in zip(*pair, strict=True)])
+    images = [sum(column) / seeds for column in zip(*rows, strict=True)]
+    mean = sum(images) / len(images)
+    variance = sum((value - mean) ** 2 for value in images) / (len(images) - 1)
+    return mean, math.sqrt(variance / len(images) + 2.0 * seed_variance(results) / seeds)
+
+
+def _head(results: dict[str, Any]) -> str:
+    budget = results["budget"]
+    sizes = sorted(row["parameters"] for row in results["models"].values())
+    return f"""# Is a diffusion model a thousand-step VAE?
+
+Written by `{COMMAND}` from `latent-steps.json`. Models of {sizes[0]:,} to {sizes[-1]:,} parameters, each
+trained on its own bound for {budget["steps"]} optimiser steps of 64 images with {budget["seeds"]} seeds, no labels, no
+augmentation; bits per dimension on the 297 held-out digits, {budget["draws"]} draws each. The DDPMs learn their
+variances. One bound, one likelihood over the 17 levels of a pixel: the numbers compare."""
+
+
+def _table(results: dict[str, Any]) -> str:
+    lines = [
+        "| model | latent steps | bits/dim | ± | on training images | recon | prior | steps between | active units |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    seeds = range(results["budget"]["seeds"])
+    for name in ORDER:
+        rows = [results["models"][f"{name}-seed{seed}"] for seed in seeds]
+        mean, error = summary(results, name)
+        keys = ("train_bpd", "recon", "prior", "diffusion")
+        terms = [f"{sum(row[key] for row in rows) / len(rows):.4f}" for key in keys]
+        active = ", ".join(map(str, rows[0].get("active", [])))
+        steps = name.rpartition("-")[2].replace("inf", "∞")
+        lines.append(f"| {TITLES[name]} | {steps} | {mean:.4f} | {error:.4f} | {' | '.join(terms)} | {active} |")
+    note = "Active units, of 16 per level (the first seed's, from z_1 up): a level without any has collapsed."
+    return "\n".join(lines) + f"\n\n{note}\n\n![Bits/dim against the number of latent steps](latent-steps.png)"
+
+
+def _answers(results: dict[str, Any]) -> str:
+    pairs = [("hvae-2", "hvae-1"), ("hvae-4", "hvae-2"), ("hvae-8", "hvae-4"), ("ddpm-10", "ddpm-2"),
+             ("ddpm-100", "ddpm-10"), ("ddpm-1000", "ddpm-100"), ("vdm-inf", "ddpm-1000")]  # fmt: skip
+    limit = critical(len(ORDER) * (results["budget"]["seeds"] - 1))
+    lines = ["## More steps are better?", ""]
+    for one, other in pairs:
+        mean, error = difference(results, one, other)
+        state = "lower" if mean < -limit * error else "higher" if mean > limit * error else "not told apart"
+        lines.append(f"- {TITLES[one]} against {TITLES[other]}: {mean:+.4f} ± {error:.4f} bits/dim, {state}.")
+    best = min(ORDER[:4], key=lambda name: summary(results, name)[0])
+    mean, error = difference(results, "ddpm-1000", best)
+    state = "below" if mean < -limit * error else "above" if mean > limit * error else "not told apart from"
+    lines += [
+        "", "## Is a diffusion model a thousand-step VAE?", "",
+        "- As a bound it is: both are chains of Gaussian latents with the same three terms.",
+        f"- DDPM at T = 1000 is {state} the best VAE here, {TITLES[best]}: {mean:+.4f} ± {error:.4f} bits/dim.",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _draw(results: dict[str, Any], path: Path) -> None:
+    plt = drawing()
+    figure, axis = plt.subplots(figsize=(6.8, 4.2))
+    for label, names in (("VAE and HVAE", ORDER[:4]), ("DDPM", ORDER[4:8])):
+        points = [(int(name.rpartition("-")[2]), *summary(results, name)) for name in names]
+        steps, means, errors = zip(*points, strict=True)
+        axis.errorbar(steps, means, errors, marker="o", markersize=4, capsize=3, label=label)
+    mean, error = summary(results, "vdm-inf")
+    line = axis.axhline(mean, linestyle=":", color="#3a7d44", label="VDM, T = ∞")
+    axis.axhspan(mean - error, mean + error, alpha=0.2, color=line.get_color(), linewidth=0)
+    axis.set(
+        xscale="log", xlabel="latent steps", ylabel="bits/dim, held-out", title="The same bound, more latent steps"
+    )
+    axis.legend(frameon=False)
+    save(figure, path)
+    plt.close(figure)
