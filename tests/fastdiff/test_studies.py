@@ -11,6 +11,7 @@ from tiny import SMALL
 from fastdiff.models import VDM, VDMConfig, model_of
 from fastdiff.studies import latent_steps, latent_steps_report
 from fastdiff.studies.budget import Budget
+from fastdiff.studies.latent_steps_report import write_report as write_latent_steps
 from fastdiff.studies.noise_schedules import arms
 from fastdiff.studies.noise_schedules_report import TITLES, paired, verdict, write_report
 from fastdiff.studies.runner import Arm, StudyError, load_arm, train_arms
@@ -122,11 +123,11 @@ def test_the_report_on_latent_steps_follows_from_its_numbers(tmp_path):
     assert (tmp_path / "latent-steps.png").stat().st_size > 1000
 
 
-def test_the_committed_document_is_written_from_the_committed_numbers(tmp_path):
+@pytest.mark.parametrize(("name", "report"), [("schedules", write_report), ("latent-steps", write_latent_steps)])
+def test_the_committed_documents_are_written_from_the_committed_numbers(name, report, tmp_path):
     pytest.importorskip("matplotlib")
-    results = json.loads((DOCS / "schedules.json").read_text())
-    write_report(results, tmp_path)
-    assert (tmp_path / "schedules.md").read_text() == (DOCS / "schedules.md").read_text()
+    report(json.loads((DOCS / f"{name}.json").read_text()), tmp_path)
+    assert (tmp_path / f"{name}.md").read_text() == (DOCS / f"{name}.md").read_text()
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert pictures == ["schedules-gamma.png", "schedules-steps.png", "schedules-training.png"]
-    assert all((DOCS / name).is_file() for name in pictures)
+    assert pictures == sorted(path.name for path in DOCS.glob(f"{name}*.png"))
+    assert all(f"({picture})" in (DOCS / f"{name}.md").read_text() for picture in pictures)
