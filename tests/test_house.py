@@ -58,6 +58,7 @@ FLOORS = [
         "studies.latent_steps_report",
         "studies.latent_steps",
         "studies",
+        "cli_arguments",
         "cli",
         "__main__",
     ],

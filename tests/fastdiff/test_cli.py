@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from tiny import small, small_diffusevae, small_vae
 
-from fastdiff.cli import main, parse_steps, with_first_stage
+from fastdiff.cli import main
+from fastdiff.cli_arguments import parse_steps, with_first_stage
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
