@@ -99,7 +99,11 @@ class _Options:
     def plan(self, model: DiffusionModel) -> Plan:
         """The plan of a diffusion model or stage, with the defaults filled in."""
         steps = 250 if self.steps is None else self.steps
-        return sampling_plan(model, steps, self.sampler or "ancestral", self.eta, self.grid or "time", self.variance)
+        sampler, grid = (
+            "ancestral" if self.sampler is None else self.sampler,
+            "time" if self.grid is None else self.grid,
+        )
+        return sampling_plan(model, steps, sampler, self.eta, grid, self.variance)
 
     def refuse(self, why: str, *names: str) -> None:
         """Raise for the first of the options that is set."""
@@ -110,6 +114,10 @@ class _Options:
 
 
 def _source(model: nn.Module, n: int, options: _Options) -> "_Chain | _Diffusion | _Refined":
+    if options.latent_temperature != 1.0 and not isinstance(model, DiffuseVAE):
+        raise ValueError(
+            f"sample: latent_temperature is {options.latent_temperature}; allowed: 1.0 but for a DiffuseVAE"
+        )
     if isinstance(model, HVAE):
         names = ("steps", "sampler", "labels", "guidance", "eta", "grid", "variance", "clip")
         options.refuse("a VAE, which has one chain and no labels", *names)

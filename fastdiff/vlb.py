@@ -28,6 +28,10 @@ class Vlb:
         """recon + prior + diffusion, in nats, [B]."""
         return self.recon + self.prior + self.diffusion
 
+    def detach(self) -> "Vlb":
+        """Return the same terms without a graph."""
+        return Vlb(self.recon.detach(), self.prior.detach(), self.diffusion.detach())
+
     def bpd(self, dims: int) -> "Vlb":
         """Return the same terms in bits per dimension, for data of ``dims`` dimensions."""
         bits = 1.0 / (dims * math.log(2.0))

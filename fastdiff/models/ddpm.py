@@ -61,7 +61,7 @@ class DDPMConfig(ImageConfig):
 
 
 class DDPM(DiffusionModel):
-    """The chain of betas, trained on L_simple by default, with its own decoder and its own variational bound.
+    """The chain of betas with its own decoder and its own variational bound; the papers train it on L_simple.
 
     The decoder is a Gaussian around x_hat(z_1), discretised over the levels; its variance is that of the posterior
     q(z_1 | z_2, x), as in both papers' likelihoods, or between that and beta_1 where variances are learned.
@@ -199,10 +199,9 @@ class DDPM(DiffusionModel):
             prior_nats(centred, self.gamma.endpoints()[1]),
             torch.where(first, nothing, kl),
         )
-        terms = Vlb(vlb.recon.detach(), vlb.prior.detach(), vlb.diffusion.detach())
         if simple is None:
-            return Objective(vlb.total, terms)
-        return Objective(simple if fraction is None else simple + HYBRID / math.log(2.0) * vlb.total, terms)
+            return Objective(vlb.total, vlb.detach())
+        return Objective(simple if fraction is None else simple + HYBRID / math.log(2.0) * vlb.total, vlb.detach())
 
     def decode(self, z_0: Tensor) -> Tensor:
         """Return the level nearest to x_hat, uint8 [B, C, H, W]."""

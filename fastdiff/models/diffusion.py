@@ -207,5 +207,4 @@ class DiffusionModel(Model):
             diffusion = 0.5 * slope * square.detach()
             goal = weight * square + (diffusion - diffusion.detach())
         later.append(diffusion.detach())
-        vlb = Vlb(recon.detach(), prior.detach(), diffusion.detach())
-        return Objective(recon + prior + goal, vlb)
+        return Objective(recon + prior + goal, Vlb(recon, prior, diffusion).detach())

@@ -297,8 +297,7 @@ class HVAE(Model):
             # Below the floor a level's term is a constant; above it the batch mean has every sample's own gradient.
             pushed = [torch.where(level.mean() > config.free_bits, level, config.free_bits) for level in pushed]
         vlb = Vlb(drawn.recon, drawn.levels[-1], _sum(drawn.levels[:-1], drawn.recon))
-        terms = Vlb(vlb.recon.detach(), vlb.prior.detach(), vlb.diffusion.detach())
-        return Objective(drawn.recon + config.beta * _sum(pushed, drawn.recon), terms)
+        return Objective(drawn.recon + config.beta * _sum(pushed, drawn.recon), vlb.detach())
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, noise: Noise, samples: int = 64) -> Tensor:

@@ -1,11 +1,10 @@
 """The document of the study of latent steps, written from its numbers alone."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 from .figures import drawing, save
-from .statistics import critical
+from .statistics import critical, difference, mean_and_error, over_seeds, seed_variance
 
 COMMAND = "fastdiff reproduce latent-steps"
 ORDER = ("hvae-1", "hvae-2", "hvae-4", "hvae-8", "ddpm-2", "ddpm-10", "ddpm-100", "ddpm-1000", "vdm-inf")
@@ -23,39 +22,9 @@ def write_report(results: dict[str, Any], out: Path) -> None:
 
 
 def summary(results: dict[str, Any], name: str) -> tuple[float, float]:
-    """Mean of a setting's bits/dim over its seeds, and its standard error over images and seeds.
-
-    The variance between seeds is pooled over all settings.
-    """
-    seeds, models = results["budget"]["seeds"], results["models"]
-    images = [models[f"{name}-seed{seed}"]["images"] for seed in range(seeds)]
-    per_image = [sum(column) / seeds for column in zip(*images, strict=True)]
-    mean = sum(per_image) / len(per_image)
-    variance = sum((value - mean) ** 2 for value in per_image) / (len(per_image) - 1)
-    return mean, math.sqrt(variance / len(per_image) + seed_variance(results) / seeds)
-
-
-def seed_variance(results: dict[str, Any]) -> float:
-    """Variance of bits/dim between seeds of one setting, pooled over the settings."""
-    seeds, total = results["budget"]["seeds"], 0.0
-    for name in ORDER:
-        values = [results["models"][f"{name}-seed{seed}"]["bpd"] for seed in range(seeds)]
-        mean = sum(values) / seeds
-        total += sum((value - mean) ** 2 for value in values)
-    return total / (len(ORDER) * (seeds - 1))
-
-
-def difference(results: dict[str, Any], one: str, other: str) -> tuple[float, float]:
-    """Mean of ``one`` less ``other`` over seeds and images, paired by image, and its standard error."""
-    seeds, models = results["budget"]["seeds"], results["models"]
-    rows = []
-    for seed in range(seeds):
-        pair = (models[f"{name}-seed{seed}"]["images"] for name in (one, other))
-        rows.append([a - b for a, b in zip(*pair, strict=True)])
-    images = [sum(column) / seeds for column in zip(*rows, strict=True)]
-    mean = sum(images) / len(images)
-    variance = sum((value - mean) ** 2 for value in images) / (len(images) - 1)
-    return mean, math.sqrt(variance / len(images) + 2.0 * seed_variance(results) / seeds)
+    """Mean of a setting's bits/dim over its seeds, and its standard error over images and seeds."""
+    rows, seeds = results["models"], results["budget"]["seeds"]
+    return mean_and_error(over_seeds(rows, name, seeds), seed_variance(rows, ORDER, seeds) / seeds)
 
 
 def _head(results: dict[str, Any]) -> str:
@@ -93,11 +62,11 @@ def _answers(results: dict[str, Any]) -> str:
     limit = critical(len(ORDER) * (results["budget"]["seeds"] - 1))
     lines = ["## More steps are better?", ""]
     for one, other in pairs:
-        mean, error = difference(results, one, other)
+        mean, error = difference(results["models"], ORDER, results["budget"]["seeds"], one, other)
         state = "lower" if mean < -limit * error else "higher" if mean > limit * error else "not told apart"
         lines.append(f"- {TITLES[one]} against {TITLES[other]}: {mean:+.4f} ± {error:.4f} bits/dim, {state}.")
     best = min(ORDER[:4], key=lambda name: summary(results, name)[0])
-    mean, error = difference(results, "ddpm-1000", best)
+    mean, error = difference(results["models"], ORDER, results["budget"]["seeds"], "ddpm-1000", best)
     state = "below" if mean < -limit * error else "above" if mean > limit * error else "not told apart from"
     lines += [
         "", "## Is a diffusion model a thousand-step VAE?", "",

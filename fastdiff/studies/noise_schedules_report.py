@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .figures import drawing, save
-from .statistics import critical
+from .statistics import critical, difference, seed_variance
 
 SCHEDULES = ("linear", "cosine", "beta-linear", "learned")
 COMMAND = "fastdiff reproduce schedules"
@@ -37,30 +37,8 @@ def mean_over_seeds(results: dict[str, Any], name: str) -> float:
 
 
 def paired(results: dict[str, Any], one: str, other: str) -> tuple[float, float]:
-    """Mean over seeds and images of bits/dim of ``one`` minus ``other``, with its standard error.
-
-    The error holds both the images and the seeds: another seed trains another model, whose variance is pooled over all
-    settings, since a few seeds of one setting would not tell it.
-    """
-    bound, seeds = results["bound"], results["budget"]["seeds"]
-    rows = []
-    for seed in range(seeds):
-        pair = (bound[f"{name}-seed{seed}"]["images"] for name in (one, other))
-        rows.append([a - b for a, b in zip(*pair, strict=True)])
-    images = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-    mean = sum(images) / len(images)
-    variance = sum((value - mean) ** 2 for value in images) / (len(images) - 1)
-    return mean, math.sqrt(variance / len(images) + 2.0 * seed_variance(results) / seeds)
-
-
-def seed_variance(results: dict[str, Any]) -> float:
-    """Variance of bits/dim between seeds of one setting, pooled over the settings."""
-    seeds, total, freedom = results["budget"]["seeds"], 0.0, 0
-    for name in TITLES:
-        values = [results["bound"][f"{name}-seed{seed}"]["bpd"] for seed in range(seeds)]
-        mean = sum(values) / seeds
-        total, freedom = total + sum((value - mean) ** 2 for value in values), freedom + seeds - 1
-    return total / freedom
+    """Mean over seeds and images of bits/dim of ``one`` minus ``other``, with its standard error."""
+    return difference(results["bound"], list(TITLES), results["budget"]["seeds"], one, other)
 
 
 def verdict(difference: float, error: float, freedom: int, claim: str) -> str:
@@ -101,7 +79,7 @@ def _models(results: dict[str, Any]) -> str:
             ("linear", "eps", "The head `levels` lowers bits/dim against `eps`"),
         )
     ]
-    spread = math.sqrt(seed_variance(results))
+    spread = math.sqrt(seed_variance(results["bound"], list(TITLES), results["budget"]["seeds"]))
     note = (
         f"Another seed trains another model: a standard deviation of {spread:.4f} bits/dim, pooled over the settings.\n"
         "The errors of the differences hold it beside that of the images. A claim holds where the difference is more\n"

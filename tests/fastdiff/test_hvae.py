@@ -55,11 +55,11 @@ def gaussian_data(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_every_draw_of_the_exact_chain_is_the_log_likelihood(depth):
-    """With the true posterior log p(x, z) - log q(z | x) is log p(x) whatever z: measured 4e-6 of 8 nats."""
+    """With the true posterior log p(x, z) - log q(z | x) is log p(x) whatever z: measured 3.3e-6 of 17 nats."""
     x, log_p = gaussian_data(500)
     drawn = exact(depth).walk(x, Noise(3), analytic=False)
     total = drawn.recon + torch.stack(drawn.levels).sum(0)
-    torch.testing.assert_close(total.double(), -log_p, rtol=0, atol=2e-4)
+    torch.testing.assert_close(total.double(), -log_p, rtol=0, atol=6e-6)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
@@ -129,7 +129,7 @@ def test_more_samples_tighten_the_importance_weighted_bound():
     expected = -(single.recon + torch.stack(single.levels).sum(0)).double()
     torch.testing.assert_close(model.log_likelihood(x, Noise(1), 1), expected.detach())
     exactly, log_p = gaussian_data(50)
-    torch.testing.assert_close(exact(3).log_likelihood(exactly, Noise(0), 5), log_p, rtol=0, atol=2e-4)
+    torch.testing.assert_close(exact(3).log_likelihood(exactly, Noise(0), 5), log_p, rtol=0, atol=2e-6)
     with pytest.raises(ValueError, match="samples is 0; allowed: an integer >= 1"):
         model.log_likelihood(x, Noise(0), 0)
 

@@ -315,3 +315,10 @@ def test_frozen_parts_stay_as_they_were():
     assert len(calls) == 2
     assert model.training
     assert not model.network.attention.training
+
+
+def test_options_that_would_be_dropped_are_refused():
+    with pytest.raises(ValueError, match=r"latent_temperature is 0.5; allowed: 1.0 but for a DiffuseVAE"):
+        sample(small(), 1, latent_temperature=0.5)
+    with pytest.raises(ValueError, match="unknown sampler ''; allowed: ancestral"):
+        sample(small(), 1, sampler="")

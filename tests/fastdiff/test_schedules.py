@@ -203,8 +203,8 @@ def test_learning_the_interior_lowers_the_variance():
         value.mean().backward()
         optimizer.step()
     after = loss(schedule(u), schedule.slope(u)).detach()
-    torch.testing.assert_close(after.mean(), before.mean(), rtol=2e-3, atol=0)  # the integral stays
-    assert float(after.var() / before.var()) < 0.02  # measured 0.004
+    torch.testing.assert_close(after.mean(), before.mean(), rtol=2e-4, atol=0)  # the integral stays: measured 1.1e-4
+    assert float(after.var() / before.var()) < 0.01  # measured 0.0067
     assert [float(end) for end in schedule.endpoints()] == [-8.0, 5.0]
 
 

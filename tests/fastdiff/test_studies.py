@@ -15,7 +15,7 @@ from fastdiff.studies.latent_steps_report import write_report as write_latent_st
 from fastdiff.studies.noise_schedules import arms
 from fastdiff.studies.noise_schedules_report import TITLES, paired, verdict, write_report
 from fastdiff.studies.runner import Arm, StudyError, load_arm, train_arms
-from fastdiff.studies.statistics import critical
+from fastdiff.studies.statistics import critical, difference
 from fastdiff.training import TrainConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -114,7 +114,7 @@ def test_the_report_on_latent_steps_follows_from_its_numbers(tmp_path):
     mean, error = latent_steps_report.summary(results, "hvae-1")
     assert abs(mean - 4.0145) < 1e-9
     assert abs(error**2 - (1e-6 * 35 / 20 + 0.5e-4 / 2)) < 1e-9  # the images' variance, and the seeds'
-    gap, _ = latent_steps_report.difference(results, "ddpm-2", "hvae-8")
+    gap, _ = difference(rows, latent_steps_report.ORDER, 2, "ddpm-2", "hvae-8")
     assert abs(gap + 0.2) < 1e-9
     latent_steps_report.write_report(results, tmp_path)
     text = (tmp_path / "latent-steps.md").read_text()
