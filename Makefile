@@ -48,5 +48,5 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(STAMP)-dev: $(STAMP)
-	$(PIP) -e '.[test,dev,eval,interop,plot]'
+	$(PIP) -e '.[test,dev,eval,interop,plot,mixture]'
 	touch $@

@@ -14,6 +14,7 @@ from .storage import CheckpointError
 from .training import TrainConfig, TrainState
 
 PREFIX = "step-"
+RUNS = Path("runs")  # where the command line keeps runs, in the working directory
 
 
 def embedded_names() -> list[str]:
@@ -26,7 +27,8 @@ def load(path_or_name: str | Path) -> Model:
     """Load a model in eval mode: a checkpoint folder, the folder of a training run, or the name of an embedded model.
 
     A run's folder stands for its last checkpoint; a training checkpoint gives the averaged weights. The name of an
-    embedded model comes before a folder of the same name: write ``./digits`` for the folder.
+    embedded model comes before a folder of the same name: write ``./digits`` for the folder. What is neither stands for
+    the run of that name in `RUNS`, where `fastdiff train PRESET` writes.
 
     Raises:
         CheckpointError: no such folder or name; a file that is missing, damaged or unreadable; tensors that do not fit
@@ -37,7 +39,8 @@ def load(path_or_name: str | Path) -> Model:
     weights = "ema.safetensors" if "ema.safetensors" in content else "model.safetensors"
     for name in ("config.json", weights):
         if name not in content:
-            raise CheckpointError(f"{path} holds no {name}; allowed: a checkpoint that fastdiff wrote")
+            found = ", ".join(content) or "nothing"
+            raise CheckpointError(f"{path} holds no {name} but {found}; allowed: a model's checkpoint")
     model = _build(path, content["config.json"])
     storage.check_state(str(path / weights), content[weights], model.state_dict())
     model.load_state_dict(content[weights])
@@ -99,9 +102,13 @@ def _resolve(path_or_name: str | Path) -> Path:
         return Path(str(files("fastdiff.assets").joinpath(name)))
     path = Path(name)
     storage.recover(path)
+    if not path.is_dir() and path.name == name and (RUNS / name).is_dir():
+        path = RUNS / name
     if not path.is_dir():
         names = ", ".join(embedded_names())
-        raise CheckpointError(f"no model {name!r}; allowed: a checkpoint folder, a run's folder, or one of: {names}")
+        raise CheckpointError(
+            f"no model {name!r}; allowed: a checkpoint folder, a run's folder or its name in {RUNS}, or one of: {names}"
+        )
     return path if (path / storage.MANIFEST).is_file() else last_checkpoint(path) or path
 
 

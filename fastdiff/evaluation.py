@@ -10,8 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .kernels import Noise, centre
-from .models import DiffusionModel, Model
+from .models import HVAE, DiffuseVAE, DiffusionModel, Model
 from .models.base import evaluating
+from .models.hvae import active_units, level_nats
 from .ode import check_integrator, ode_nats
 from .schedules import gamma_table
 from .vlb import Vlb
@@ -144,6 +145,34 @@ def evaluate_ode(
     return nats / (model.dims * math.log(2.0))
 
 
+def evaluate_levels(model: Any, images: Tensor, seed: int = 0, batch_size: int = 512) -> dict[str, list[Any]]:
+    """What the latents of a VAE, or of a DiffuseVAE's first stage, say: collapse is seen here.
+
+    Args:
+        model: any model of the family.
+        images: uint8 [N, C, H, W], N >= 1.
+        seed: of one draw per image.
+        batch_size: images per call of the networks, at least 1.
+
+    Returns:
+        ``active_units``, their number per level, and ``level_nats``, the mean term of every level in the bound, from
+        z_1 up; an empty dictionary for a model without such latents.
+
+    Raises:
+        TypeError, ValueError: as in `evaluate`.
+    """
+    vae = model.vae if isinstance(model, DiffuseVAE) else model
+    if not isinstance(vae, HVAE):
+        return {}
+    _check(vae, images, None, 1, batch_size, 1)
+    images, noise = images.to(vae.device), Noise(seed, EVALUATION_STEP).to(vae.device)
+    with evaluating(vae):
+        return {
+            "active_units": active_units(vae, images, batch_size),
+            "level_nats": level_nats(vae, images, noise, batch_size),
+        }
+
+
 class _Passes:
     """Passes over a data set: draw r of image i is sample r · N + i of the noise."""
 
@@ -193,6 +222,7 @@ def chain_of(model: Any, steps: int | str | None, exact: bool) -> tuple[int | No
         raise ValueError(f"evaluate: steps is {steps!r}; allowed: an integer >= 1, None, or {OWN!r}")
     chain = model.steps if isinstance(steps, str) else steps
     intervals = model.intervals("evaluate", chain)
+    chain = model.steps if isinstance(model, HVAE) else chain  # its only one
     if exact and not isinstance(model, DiffusionModel):
         raise ValueError(f"evaluate: exact for a {model.kind}; allowed: exact with a diffusion model")
     if exact and intervals is None:

@@ -35,6 +35,7 @@ def render(
     Raises:
         TypeError, ValueError: latents that the model has not or that do not fit; steps or a sampler that is none.
     """
+    _check_model("render", model)
     given = z if z is not None else initial
     if given is None or (z is None) != isinstance(model, DiffusionModel):
         wanted = "x_T alone" if isinstance(model, DiffusionModel) else "z"
@@ -84,6 +85,7 @@ def strips(
     Raises:
         TypeError, ValueError: a walk that the model has not, fewer than one row or two images, data without labels.
     """
+    _check_model("strips", model)
     if vary not in VARIED or isinstance(rows, bool) or rows < 1:
         raise ValueError(f"strips: vary is {vary!r}, rows is {rows}; allowed: {', '.join(VARIED)}, at least one row")
     without = HVAE if vary == "noise" else DiffusionModel  # which has no x_T, or no z
@@ -148,14 +150,24 @@ def class_direction(model: HVAE, images: Tensor, labels: Tensor, source: int, ta
     Raises:
         ValueError: a class without images.
     """
-    mean = model.encode(images.to(model.device))[0][0].cpu()
+    means = []
     for name, value in (("source", source), ("target", target)):
-        if not (labels == value).any():
+        chosen = images[labels == value]
+        if not len(chosen):
             raise ValueError(
                 f"class_direction: no image of {name} class {value}; allowed: {sorted(set(labels.tolist()))}"
             )
-    start = mean[labels == source].mean(0)
-    return start, mean[labels == target].mean(0) - start
+        with evaluating(model):
+            parts = [model.encode(batch.to(model.device))[0][0].cpu() for batch in chosen.split(512)]
+        means.append(torch.cat(parts).mean(0))
+    return means[0], means[1] - means[0]
+
+
+def _check_model(where: str, model: object) -> None:
+    if not isinstance(model, (HVAE, DiffuseVAE, DiffusionModel)):
+        raise TypeError(
+            f"{where}: model is a {type(model).__name__}; allowed: a VAE, a DiffuseVAE or a diffusion model"
+        )
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

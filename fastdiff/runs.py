@@ -26,8 +26,9 @@ from . import storage
 from .checkpoint import PREFIX, checkpoint_path, last_checkpoint, load_training, save_training
 from .config import to_dict
 from .datasets import Dataset, check_fit
-from .evaluation import Evaluation, evaluate
-from .models import Model
+from .evaluation import Evaluation, evaluate, evaluate_levels
+from .kernels import Noise
+from .models import Model, Restorer
 from .plots import grid
 from .sample import sample
 from .training import Report, TrainConfig, TrainingError, TrainState, train
@@ -190,13 +191,21 @@ class MetricsLog:
 
 def json_line(row: dict[str, Any]) -> str:
     """One line of JSON; a figure that is not finite becomes null, which JSON has."""
-    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    return json.dumps(clean)
+    return json.dumps(_clean(row))
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _clean(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_clean(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _evaluate(state: TrainState, data: Dataset, log: MetricsLog, draws: int, progress: bool = False) -> Evaluation:
     evaluation = evaluate(state.ema.module, data.test_images, draws=draws, progress=progress)
-    log.write({"event": "evaluate", "step": state.step, "draws": draws, **evaluation.row()})
+    levels = evaluate_levels(state.ema.module, data.test_images)
+    log.write({"event": "evaluate", "step": state.step, "draws": draws, **evaluation.row(), **levels})
     return evaluation
 
 
@@ -212,7 +221,10 @@ def _finish(out: Path, state: TrainState, data: Dataset, log: MetricsLog, progre
     evaluation = _evaluate(state, data, log, draws=64, progress=progress)
     model: Any = state.ema.module
     model.save(out / "model", record={"train": to_dict(state.config), "evaluation": evaluation.row()})
-    grid(sample(model, 64, progress=progress)).save(out / "samples.png")
+    given = None
+    if isinstance(model, Restorer):
+        given = model.degrade(data.test_images[:64].to(model.device), Noise(state.config.seed))
+    grid(sample(model, 64 if given is None else len(given), given=given, progress=progress)).save(out / "samples.png")
     return evaluation
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .kernels import Noise, Stream, reparameterize, sampler_step
 from .models import DiffusionModel
 from .samplers import SAMPLERS, VARIANCES, Plan, plan
-from .schedules import GRIDS, gamma_table
+from .schedules import GRIDS, BetaSchedule, gamma_table, linear_betas
 
 
 class SamplingError(RuntimeError):
@@ -20,18 +20,29 @@ def sampling_plan(
     steps: int,
     sampler: str = "ancestral",
     eta: float | None = None,
-    grid: str = "time",
+    grid: str | None = None,
     variance: str | None = None,
+    betas: tuple[float, float] | None = None,
 ) -> Plan:
     """Return what `sample_latents` does for a model: `fastdiff.samplers.plan` on the model's schedule.
 
+    Args:
+        model: the diffusion model.
+        steps: calls of the network (half of them with Heun), at least 1, or 2 for a decoder that asks the network.
+        sampler, eta, variance: see `fastdiff.samplers.plan`; by default the model's own variance.
+        grid: where the steps are, one of `fastdiff.schedules.GRIDS`; ``"time"`` by default.
+        betas: the first and the last of evenly spaced betas, ``steps`` of them, whose noise levels are taken instead of
+            the model's: few-step chains such as (1e-6, 0.8) at 10 steps (DiffuseVAE, Pandey et al. 2022), for a model
+            whose decoder asks the network. One that was trained at all noise levels (`DDPMConfig.continuous`) knows
+            them. The posterior's variance ("small") is too little for so long steps, beta ("large") too much.
+
     Raises:
-        ValueError: steps below 1 (2 for a decoder that asks the network), unknown names, eta or a variance that does
-            not go with the sampler or the model.
+        ValueError: too few steps, unknown names, eta or a variance that does not go with the sampler or the model,
+            betas outside (0, 1), of another kind of model or beside a grid.
     """
-    for name, value, allowed in (("sampler", sampler, SAMPLERS), ("grid", grid, GRIDS)):
+    for name, value, allowed in (("sampler", sampler, SAMPLERS), ("grid", grid, (None, *GRIDS))):
         if value not in allowed:
-            raise ValueError(f"sample: unknown {name} {value!r}; allowed: {', '.join(allowed)}")
+            raise ValueError(f"sample: unknown {name} {value!r}; allowed: {', '.join(filter(None, allowed))}")
     if variance not in (None, *VARIANCES):
         raise ValueError(f"sample: unknown variance {variance!r}; allowed: {', '.join(VARIANCES)}")
     if variance is not None and sampler != "ancestral":
@@ -41,9 +52,25 @@ def sampling_plan(
     least = 1 + model.network_decoder
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
         raise ValueError(f"sample: steps is {steps!r}; allowed: an integer >= {least}")
-    gamma = gamma_table(model.gamma, steps - model.network_decoder, grid)
+    if betas is None:
+        gamma = gamma_table(model.gamma, steps - model.network_decoder, grid or "time")
+    else:
+        gamma = _levels_of_betas(model, steps, betas, grid)
     own = model.variance if sampler == "ancestral" else "small"
     return plan(sampler, gamma, eta, variance or own, to_x=model.network_decoder)
+
+
+def _levels_of_betas(model: DiffusionModel, steps: int, betas: tuple[float, float], grid: str | None) -> Tensor:
+    """Gamma of a chain of ``steps`` linear betas, float64 [steps]."""
+    if not model.network_decoder or grid is not None:
+        raise ValueError(
+            f"sample: betas is {betas!r} for a {model.kind}, with grid {grid!r}; "
+            "allowed: for a DDPM or what refines with one, without a grid"
+        )
+    pair = isinstance(betas, (tuple, list)) and len(betas) == 2
+    if not pair or not all(isinstance(beta, (int, float)) for beta in betas) or not 0.0 < betas[0] <= betas[1] < 1.0:
+        raise ValueError(f"sample: betas is {betas!r}; allowed: (first, last), numbers with 0 < first <= last < 1")
+    return gamma_table(BetaSchedule(linear_betas(steps, *betas)), steps - 1)
 
 
 @torch.no_grad()

@@ -93,7 +93,8 @@ def check_steps(where: str, steps: int | None, least: int = 1) -> None:
 def prior_nats(x: Tensor, gamma_1: Tensor) -> Tensor:
     """KL(q(z_1 | x) || N(0, 1)) = ½ Σ [alpha_1² (x² - 1) + softplus(-gamma_1)], [B], for centred x [B, ...].
 
-    The same as ½ Σ [(1 - sigma_1²) x² + sigma_1² - ln sigma_1² - 1], without its cancellation.
+    The same as ½ Σ [(1 - sigma_1²) x² + sigma_1² - ln sigma_1² - 1], without its cancellation; gamma_1 is a scalar or
+    broadcasts to x.
     """
     per_element = torch.sigmoid(-gamma_1) * (x.square() - 1.0) + torch.nn.functional.softplus(-gamma_1)
     return 0.5 * per_element.flatten(1).sum(1)

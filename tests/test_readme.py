@@ -12,6 +12,7 @@ import fastdiff
 from fastdiff.checkpoint import embedded_names
 from fastdiff.datasets import digits
 from fastdiff.evaluation import evaluate
+from fastdiff.presets import preset
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -43,9 +44,19 @@ def test_the_training_example_runs(tmp_path):
     assert fastdiff.load(tmp_path / "my-model").config.schedule == "learned"
 
 
+def test_the_restoration_example_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = next(block for block in blocks if "fastdiff.reconstruction" in block).replace("steps=50", "steps=2")
+    for name in ("superresolution2-digits", "vae-digits"):
+        preset(name).build().save(tmp_path / "runs" / name)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.count("tensor(") == 2, done.stderr
+
+
 def test_the_kernels_examples_run():
     """Noising, features and loss; and the sampler's step by a counter."""
-    blocks = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "fastdiff.kernels" in block]
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = [block for block in blocks if "fastdiff.kernels" in block and "fastdiff.reconstruction" not in block]
     assert len(blocks) == 2
     before = (
         "import torch\nx = z_t = eps_hat = torch.randn(2, 3, 4, 4)\ngamma = w = torch.ones(2)\n"

@@ -6,6 +6,7 @@ from torch import nn
 from fastdiff.models import (
     HVAE,
     VDM,
+    ConvVAEConfig,
     DDPMConfig,
     DiffuseVAE,
     DiffuseVAEConfig,
@@ -16,7 +17,8 @@ from fastdiff.models import (
 
 SMALL = UNetConfig(widths=(8, 12), blocks=1, embedding=16, dropout=0.0, heads=2)
 SMALL_VAE = {
-    "shape": (1, 8, 8), "levels": 17, "latent": 5, "widths": (8, 12), "hidden": 16, "max_groups": 4, "dropout": 0.0,
+    "shape": (1, 8, 8), "levels": 17, "latent": 5, "hidden": 16,
+    "network": ConvVAEConfig(widths=(8, 12), max_groups=4, dropout=0.0),
 }  # fmt: skip
 
 

@@ -4,12 +4,17 @@ from typing import Any
 
 from ..config import ConfigError, from_dict
 from .base import ImageConfig, Model
+from .bottleneck_vae import BottleneckVAEConfig
 from .concat_unet import ConcatUNetConfig
 from .ddpm import DDPM, DDPMConfig
+from .degradations import AddNoise, Degradation, Downsample
 from .diffusevae import DiffuseVAE, DiffuseVAEConfig
 from .diffusion import DiffusionModel
 from .hvae import HVAE, HVAEConfig
+from .refiner import Refined
+from .restorer import Restorer, RestorerConfig
 from .unet import UNetConfig
+from .vae_networks import ConvVAEConfig
 from .vdm import VDM, VDMConfig
 
 MODELS: dict[str, tuple[type[Model], type]] = {
@@ -17,6 +22,7 @@ MODELS: dict[str, tuple[type[Model], type]] = {
     DDPM.kind: (DDPM, DDPMConfig),
     HVAE.kind: (HVAE, HVAEConfig),
     DiffuseVAE.kind: (DiffuseVAE, DiffuseVAEConfig),
+    Restorer.kind: (Restorer, RestorerConfig),
 }
 
 
@@ -43,6 +49,7 @@ def build(kind: Any, config: Any, where: str) -> Model:
 
 
 __all__ = [
-    "DDPM", "HVAE", "MODELS", "VDM", "ConcatUNetConfig", "DDPMConfig", "DiffuseVAE", "DiffuseVAEConfig",
-    "DiffusionModel", "HVAEConfig", "ImageConfig", "Model", "UNetConfig", "VDMConfig", "build", "model_of",
+    "DDPM", "HVAE", "MODELS", "VDM", "AddNoise", "BottleneckVAEConfig", "ConcatUNetConfig", "ConvVAEConfig",
+    "DDPMConfig", "Degradation", "DiffuseVAE", "DiffuseVAEConfig", "DiffusionModel", "Downsample", "HVAEConfig",
+    "ImageConfig", "Model", "Refined", "Restorer", "RestorerConfig", "UNetConfig", "VDMConfig", "build", "model_of",
 ]  # fmt: skip

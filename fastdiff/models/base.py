@@ -122,10 +122,13 @@ class Model(nn.Module):
         if x.device.type == "cpu" and x.numel() and int(x.max()) >= self.levels:  # a look at a GPU's values would wait
             raise ValueError(f"{where}: x holds the value {int(x.max())}; allowed: 0 .. {self.levels - 1}")
 
+    def level(self, centred: Tensor) -> Tensor:
+        """The inverse of `centre`: levels 0 .. levels - 1, not rounded, float like ``centred``, clipped."""
+        return (0.5 * ((centred + 1.0) * self.levels - 1.0)).clamp(0, self.levels - 1)
+
     def nearest_level(self, centred: Tensor) -> Tensor:
         """The level whose bin centre is nearest, uint8, for data in [-1, 1]."""
-        level = torch.round(0.5 * ((centred + 1.0) * self.levels - 1.0))
-        return level.clamp_(0, self.levels - 1).to(torch.uint8)
+        return torch.round(self.level(centred)).to(torch.uint8)
 
     @property
     def no_label(self) -> int:

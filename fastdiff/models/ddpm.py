@@ -11,18 +11,20 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..kernels import Noise, Stream, centre, diffuse, eps_loss
 from ..likelihood import discretized_gaussian_nll
 from ..process import PREDICTIONS, posterior, sigma, transition_variance, x_from_eps
 from ..samplers import VARIANCES
-from ..schedules import BetaSchedule, linear_betas
+from ..schedules import BetaSchedule, linear_betas, log_expm1
 from ..vlb import Objective, Vlb, independent_times, loss_weight, prior_nats, stratified_times
 from .base import ImageConfig
 from .concat_unet import ConcatUNetConfig, build_network
 from .diffusion import DiffusionModel
 from .unet import UNetConfig
 
+LEAST_BETA = 1e-6  # first beta of the shortest chains that a network trained at all levels can be asked for
 HYBRID = 0.001  # weight of the bound beside L_simple where variances are learned (Nichol and Dhariwal 2021)
 
 
@@ -37,6 +39,9 @@ class DDPMConfig(ImageConfig):
         beta_first, beta_last, beta_count: the linear betas that the noise levels come from.
         variance: of p(z_s | z_t): ``"small"``, the posterior's; ``"large"``, beta_t; ``"learned"``, in between.
         head: what the network predicts: ``"eps"``, ``"x"``, ``"v"`` or ``"score"``.
+        continuous: whether training asks at all noise levels, not at the chain's alone, alpha uniform between a level
+            and the one below it (Chen et al. 2021, WaveGrad, algorithm 1; DiffuseVAE's "continuous noise
+            conditioning"), so that chains of other betas, see `LEAST_BETA`, ask for nothing that it never saw.
         network: size of the network: a `UNetConfig`, or a `ConcatUNetConfig` for the paper's network.
     """
 
@@ -46,6 +51,7 @@ class DDPMConfig(ImageConfig):
     beta_count: int = 1000
     variance: str = "large"
     head: str = "eps"
+    continuous: bool = False
     network: UNetConfig | ConcatUNetConfig = field(default_factory=UNetConfig)
 
     def __post_init__(self) -> None:
@@ -167,10 +173,10 @@ class DDPM(DiffusionModel):
     ) -> Objective:
         """Return the training loss of every image at one of its T levels, and the bound that the same draws estimate.
 
-        The level i = 1 .. T is drawn uniformly; i = 1 is the decoder's. ``"elbo"`` is T
-        times that level's term of the bound (plus the prior, a constant); any other loss is a weight on
-        |eps - eps_hat|², with learned variances plus `HYBRID` times the bound (in bits), which then trains the
-        variances alone. Arguments and errors as in `DiffusionModel.objective`.
+        The level i = 1 .. T is drawn uniformly; i = 1 is the decoder's. ``"elbo"`` is T times that level's term of the
+        bound (plus the prior, a constant); any other loss is a weight on |eps - eps_hat|², with learned variances plus
+        `HYBRID` times the bound (in bits), which then trains the variances alone. Arguments and errors as in
+        `DiffusionModel.objective`.
         """
         self.check_images("objective", x)
         steps = self.steps if steps is None else steps
@@ -179,15 +185,15 @@ class DDPM(DiffusionModel):
         u = (stratified_times if stratified else independent_times)(noise, len(x)).to(x.device)
         i = torch.floor(u * steps).clamp_(max=steps - 1)
         first = i == 0
-        gamma_t = self.gamma(i / intervals)
-        gamma_s = self.gamma((i - 1).clamp_(min=0) / intervals)
+        gamma_t, gamma_s = self._levels(i, intervals, noise)
+        top, _ = self._levels(torch.full_like(i, intervals), intervals, noise)
         eps, centred = noise.at(stream=Stream.DIFFUSION), centre(x, self.levels)
         z_t = diffuse(centred, gamma_t.float(), eps)
         eps_hat, fraction = self.predict(z_t, gamma_t.float(), labels)
         simple = None
         if loss != "elbo":
-            after = i.clamp(min=1)  # the decoder's level has the weight of the step above it
-            slope = intervals * torch.expm1(self.gamma(after / intervals) - self.gamma((after - 1) / intervals)).float()
+            higher, lower = self._levels(i.clamp(min=1), intervals, noise)  # the decoder's: that of the step above
+            slope = intervals * torch.expm1(higher - lower).float()
             simple = loss_weight(loss, gamma_t.float(), slope) * eps_loss(eps_hat, eps, torch.ones_like(slope))
             eps_hat = eps_hat.detach()
         above = torch.where(first, gamma_t + 1.0, gamma_t)  # any step but an empty one, for the terms left out below
@@ -196,12 +202,33 @@ class DDPM(DiffusionModel):
         nothing = torch.zeros_like(kl)
         vlb = Vlb(
             torch.where(first, recon, nothing),
-            prior_nats(centred, self.gamma.endpoints()[1]),
+            prior_nats(centred, top.float()[:, None, None, None]),
             torch.where(first, nothing, kl),
         )
         if simple is None:
             return Objective(vlb.total, vlb.detach())
         return Objective(simple if fraction is None else simple + HYBRID / math.log(2.0) * vlb.total, vlb.detach())
+
+    def _levels(self, i: Tensor, intervals: int, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Gamma of the levels i and i - 1 (i in 0 .. intervals, [B]) that training asks at, float64 [B] each.
+
+        With ``continuous`` every level moves by the same fraction of the way to the one below it, in alpha, the lowest
+        towards that of `LEAST_BETA`: a chain as good as the first, drawn anew for every sample, with the decoder's
+        variance of the first. Level -1 is level 0.
+        """
+        decay = cast(BetaSchedule, self.gamma).decay
+        gamma = self.gamma(torch.arange(intervals + 1, dtype=torch.float64, device=decay.device) / intervals)
+        here, below = i.long(), (i.long() - 1).clamp(min=0)
+        if not self.config.continuous:
+            return gamma[here], gamma[below]
+        decay = F.softplus(gamma)  # -log alpha²
+        least = decay[:1].clamp(max=-math.log1p(-LEAST_BETA))
+        step = 0.5 * (decay - torch.cat([least, decay[:-1]]))
+        fraction = noise.at(stream=Stream.TIMES).uniform((len(i), 2))[:, 1].double().remainder(1.0).to(decay.device)
+        # alpha (1 - f) + f alpha_below, in the logarithm: alpha is 1 or 0 to all its digits at either end of a chain
+        moved = (decay[level] - 2.0 * torch.log1p(fraction * torch.expm1(step[level])) for level in (here, below))
+        here, below = (log_expm1(each) for each in moved)
+        return here, below
 
     def decode(self, z_0: Tensor) -> Tensor:
         """Return the level nearest to x_hat, uint8 [B, C, H, W]."""

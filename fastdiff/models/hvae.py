@@ -8,8 +8,7 @@ levels of the data, so that the bound is one on the probability of the data, as 
 """
 
 import math
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from ..kernels import Noise, Stream, centre, decoder_nll, gaussian_log_ratio, reparameterize
 from ..vlb import Objective, Vlb
 from .base import ImageConfig, Model
-from .blocks import NormSiLU, zero
+from .bottleneck_vae import BottleneckVAEConfig, build_vae_networks, check_vae_network
+from .vae_networks import ConvVAEConfig, Gaussian
 
-LOGVAR_LIMIT = 10.0  # log-variances lie within +- this: e^10 on either side, and nothing overflows
 ACTIVE = 0.01  # variance over the data above which the mean of a latent says something (Burda et al. 2016)
 
 
@@ -31,11 +30,9 @@ class HVAEConfig(ImageConfig):
         shape, levels: the data, see `ImageConfig`; labels and told augmentation are not for this model.
         depth: number of latents, T; 1 is the VAE.
         latent: dimensions of each latent.
-        widths: channels of the convolutional encoder and decoder at each resolution, from the full one down.
-        blocks: residual blocks per resolution, each way.
         hidden: width of the networks between two latents.
-        dropout: probability, in every residual block.
-        max_groups: groups of the normalisations.
+        network: encoder and decoder between the images and z_1: a `ConvVAEConfig`, or a `BottleneckVAEConfig` for those
+            of DiffuseVAE's paper.
         beta: weight of all terms but the reconstruction in training (Higgins et al. 2017).
         free_bits: nats of each level's term below which training does not push it, on average over the batch (Kingma
             et al. 2016).
@@ -43,11 +40,8 @@ class HVAEConfig(ImageConfig):
 
     depth: int = 1
     latent: int = 16
-    widths: tuple[int, ...] = (32, 48)
-    blocks: int = 1
     hidden: int = 128
-    dropout: float = 0.1
-    max_groups: int = 8
+    network: ConvVAEConfig | BottleneckVAEConfig = field(default_factory=ConvVAEConfig)
     beta: float = 1.0
     free_bits: float = 0.0
 
@@ -55,98 +49,14 @@ class HVAEConfig(ImageConfig):
         super().__post_init__()
         if self.classes or self.augmented:
             raise ValueError(f"HVAEConfig: classes {self.classes}, augmented {self.augmented}; allowed: 0 and False")
-        sizes = (self.depth, self.latent, self.blocks, self.hidden, self.max_groups, *self.widths)
-        if not self.widths or min(sizes) < 1:
+        if min(self.depth, self.latent, self.hidden) < 1:
             raise ValueError(
-                f"HVAEConfig: depth {self.depth}, latent {self.latent}, widths {self.widths}, blocks {self.blocks}, "
-                f"hidden {self.hidden}, max_groups {self.max_groups}; allowed: numbers of at least 1"
+                f"HVAEConfig: depth {self.depth}, latent {self.latent}, hidden {self.hidden}; "
+                "allowed: numbers of at least 1"
             )
-        if not 0.0 <= self.dropout < 1.0 or not self.beta >= 0.0 or not self.free_bits >= 0.0:
-            raise ValueError(
-                f"HVAEConfig: dropout {self.dropout}, beta {self.beta}, free_bits {self.free_bits}; "
-                "allowed: 0 <= dropout < 1, numbers >= 0"
-            )
-        factor = 2 ** (len(self.widths) - 1)
-        if self.shape[1] % factor or self.shape[2] % factor:
-            raise ValueError(
-                f"HVAEConfig: shape {self.shape} with {len(self.widths)} widths; allowed: multiples of {factor}"
-            )
-
-
-class Gaussian(nn.Module):
-    """A linear layer to the mean and the log-variance of a diagonal Gaussian; starts at N(0, 1)."""
-
-    def __init__(self, features: int, size: int) -> None:
-        super().__init__()
-        self.linear = zero(nn.Linear(features, 2 * size))
-
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = self.linear(h).chunk(2, dim=1)
-        return mean, bounded(raw)
-
-
-def bounded(raw: Tensor) -> Tensor:
-    """A log-variance in (-`LOGVAR_LIMIT`, `LOGVAR_LIMIT`), with slope 1 at 0."""
-    return LOGVAR_LIMIT * torch.tanh(raw / LOGVAR_LIMIT)
-
-
-class _Block(nn.Module):
-    """x + conv(dropout(silu(norm(conv(silu(norm(x))))))), the last convolution starting at zero."""
-
-    def __init__(self, channels: int, config: HVAEConfig) -> None:
-        super().__init__()
-        self.norm_in = NormSiLU(channels, config.max_groups)
-        self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm_out = NormSiLU(channels, config.max_groups)
-        self.dropout = nn.Dropout(config.dropout)
-        self.conv_out = zero(nn.Conv2d(channels, channels, 3, padding=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv_out(self.dropout(self.norm_out(self.conv_in(self.norm_in(x)))))
-
-
-class _Encoder(nn.Module):
-    """Images in [-1, 1] to q(z_1 | x)."""
-
-    def __init__(self, config: HVAEConfig) -> None:
-        super().__init__()
-        channels, height, width = config.shape
-        layers: list[nn.Module] = [nn.Conv2d(channels, config.widths[0], 3, padding=1)]
-        above = config.widths[0]
-        for level, each in enumerate(config.widths):
-            if level:
-                layers.append(nn.Conv2d(above, each, 2, stride=2))
-            layers += [_Block(each, config) for _ in range(config.blocks)]
-            above = each
-        self.layers = nn.Sequential(*layers, NormSiLU(above, config.max_groups), nn.Flatten())
-        lowest = len(config.widths) - 1
-        self.gaussian = Gaussian(above * (height >> lowest) * (width >> lowest), config.latent)
-        nn.init.normal_(cast(Tensor, self.gaussian.linear.weight), std=0.02)  # z_1 says something from the start
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.gaussian(self.layers(x))
-
-
-class _Decoder(nn.Module):
-    """z_1 to the mean and log-variance of every pixel of p(x | z_1)."""
-
-    def __init__(self, config: HVAEConfig) -> None:
-        super().__init__()
-        channels, height, width = config.shape
-        lowest = len(config.widths) - 1
-        shape = (config.widths[-1], height >> lowest, width >> lowest)
-        layers: list[nn.Module] = [nn.Linear(config.latent, math.prod(shape)), nn.Unflatten(1, shape)]
-        for level in range(lowest, -1, -1):
-            each = config.widths[level]
-            layers += [_Block(each, config) for _ in range(config.blocks)]
-            if level:
-                layers.append(nn.ConvTranspose2d(each, config.widths[level - 1], 2, stride=2))
-        out = nn.Conv2d(config.widths[0], 2 * channels, 3, padding=1)
-        self.layers = nn.Sequential(*layers, NormSiLU(config.widths[0], config.max_groups), out)
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = self.layers(z).chunk(2, dim=1)
-        return mean.contiguous(), bounded(raw).contiguous()
+        if not self.beta >= 0.0 or not self.free_bits >= 0.0:
+            raise ValueError(f"HVAEConfig: beta {self.beta}, free_bits {self.free_bits}; allowed: numbers >= 0")
+        check_vae_network("HVAEConfig", self.shape, self.latent, self.network)
 
 
 class _Link(nn.Module):
@@ -191,30 +101,30 @@ class HVAE(Model):
     def __init__(self, config: HVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = _Encoder(config), _Decoder(config)
+        self.encoder, self.decoder = build_vae_networks(config.shape, config.latent, config.network)
         self.up = nn.ModuleList(_Link(config) for _ in range(config.depth - 1))
         self.down = nn.ModuleList(_Link(config) for _ in range(config.depth - 1))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @property
-    def steps(self) -> int | None:
-        """The chain's length is the model's own and cannot be changed; None."""
-        return None
+    def steps(self) -> int:
+        """T, the number of latents, which is the model's own and cannot be changed."""
+        return self.config.depth
 
     def intervals(self, where: str, steps: int | None) -> int | None:
-        """Check T, which is the model's depth.
+        """Check T, which is the model's depth or None, which stands for it.
 
         Raises:
-            ValueError: a number of steps.
+            ValueError: another number of steps.
         """
-        if steps is not None:
+        if steps not in (None, self.config.depth):
             raise ValueError(
-                f"{where}: steps is {steps!r} for a VAE of depth {self.config.depth}; allowed: None, its own"
+                f"{where}: steps is {steps!r} for a VAE of depth {self.config.depth}; allowed: its own, or None"
             )
         return None
 
-    def walk(self, x: Tensor, noise: Noise, draw: int = 0, analytic: bool = True) -> Pass:
-        """Draw z_1 .. z_T from q and return them with the terms of the bound.
+    def draw(self, x: Tensor, noise: Noise, draw: int = 0, analytic: bool = True) -> tuple[list[Tensor], list[Tensor]]:
+        """Draw z_1 .. z_T from q, and return them with the terms of the levels, see `Pass`.
 
         Args:
             x: data uint8 [B, C, H, W] in [0, levels).
@@ -242,9 +152,13 @@ class HVAE(Model):
             mean_q, logvar_q = q[-1]
             standard = torch.zeros_like(mean_q)
             kl = gaussian_log_ratio(latents[-1], mean_q, logvar_q, standard, standard)
+        return latents, [*below, kl]
+
+    def walk(self, x: Tensor, noise: Noise, draw: int = 0, analytic: bool = True) -> Pass:
+        """Draw z_1 .. z_T from q and return them with all terms of the bound; arguments and errors as in `draw`."""
+        latents, levels = self.draw(x, noise, draw, analytic)
         mean, logvar = self.decoder(latents[0])
-        recon = decoder_nll(x, mean, logvar, self.levels)
-        return Pass(latents, recon, [*below, kl])
+        return Pass(latents, decoder_nll(x, mean, logvar, self.levels), levels)
 
     def vlb(
         self,
@@ -259,7 +173,7 @@ class HVAE(Model):
         Args:
             x: data uint8 [B, C, H, W] in [0, levels).
             noise: what all draws derive from; sample b is ``noise.first_sample + b``.
-            steps, labels: None: a VAE has one chain and no labels.
+            steps, labels: its depth or None, and None: a VAE has one chain and no labels.
             total: not used; a diffusion model spreads its times over so many samples.
 
         Raises:
@@ -359,19 +273,24 @@ class HVAE(Model):
         top = noise.at(stream=Stream.VAE + 256 * (self.config.depth - 1))
         return self.descend(temperature * top.normal((count, self.config.latent), device=self.device), noise)
 
-    @torch.no_grad()
-    def generate(self, count: int, noise: Noise, temperature: float = 1.0) -> Tensor:
-        """Draw images from the model, uint8 [count, C, H, W]: the most likely ones of z_1; see `prior_latents`."""
-        return self.decode(self.prior_latents(count, noise, temperature))
-
 
 @torch.no_grad()
-def active_units(model: HVAE, images: Tensor) -> list[int]:
+def active_units(model: HVAE, images: Tensor, batch_size: int = 512) -> list[int]:
     """Number of dimensions of every level whose mean varies over the images by more than `ACTIVE` (Burda et al. 2016).
 
     A level of which none does has collapsed onto its prior.
     """
-    return [int((mean.double().var(0) > ACTIVE).sum()) for mean, _ in model.encode(images)]
+    parts = [[mean.double() for mean, _ in model.encode(batch)] for batch in images.split(batch_size)]
+    levels = [torch.cat(level) for level in zip(*parts, strict=True)]
+    return [int((means.var(0, correction=0) > ACTIVE).sum()) for means in levels]
+
+
+@torch.no_grad()
+def level_nats(model: HVAE, images: Tensor, noise: Noise, batch_size: int = 512) -> list[float]:
+    """Term of every level in the bound, the mean over images of one draw each, in nats; the lowest level first."""
+    index = range(0, len(images), batch_size)
+    drawn = [model.draw(images[i : i + batch_size], noise.at(first_sample=i))[1] for i in index]
+    return [float(torch.cat(terms).double().mean()) for terms in zip(*drawn, strict=True)]
 
 
 def _sum(terms: list[Tensor], like: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ class Budget:
         ValueError: too few to give a claim an error.
     """
 
-    steps: int = 2000
-    seeds: int = 2
+    steps: int
+    seeds: int
     draws: int = 128
 
     def __post_init__(self) -> None:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .runner import StudyError
 
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#edae49", "#6a4c93", "#444444")
@@ -34,6 +36,14 @@ def drawing() -> Any:
         }
     )
     return plt
+
+
+def draw_digits(axis: Any, levels: list[list[int]]) -> None:
+    """Draw digits, each given as its 64 levels, side by side into an axis."""
+    images = np.pad(np.array(levels).reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)), constant_values=8)
+    axis.imshow(np.concatenate(list(images), axis=1), cmap="gray", vmin=0, vmax=16, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.grid(visible=False)
 
 
 def save(figure: Any, path: Path) -> None:

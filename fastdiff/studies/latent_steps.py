@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..datasets import digits
 from ..evaluation import evaluate
-from ..models import DDPMConfig, HVAEConfig, UNetConfig, VDMConfig
+from ..models import ConvVAEConfig, DDPMConfig, HVAEConfig, UNetConfig, VDMConfig
 from ..models.hvae import HVAE, active_units
 from ..training import TrainConfig
 from .budget import Budget
@@ -31,7 +31,7 @@ WIDTHS = {1: (32, 64), 2: (40, 56), 4: (48, 48), 8: (48, 40)}  # so that every d
 def arms(budget: Budget) -> list[Arm]:
     """The models of the study, one per setting and seed."""
     settings: dict[str, Any] = {
-        f"hvae-{depth}": HVAEConfig(**DATA, depth=depth, widths=widths, blocks=2, hidden=64)
+        f"hvae-{depth}": HVAEConfig(**DATA, depth=depth, hidden=64, network=ConvVAEConfig(widths=widths, blocks=2))
         for depth, widths in WIDTHS.items()
     }
     for steps in (2, 10, 100, 1000):

@@ -47,6 +47,8 @@ class Stream:
     AUGMENTATION = 10  # which training images are shifted, and by how much
     DECODER = 11  # x from p(x | z_0)
     PROBE = 12  # directions of Hutchinson's estimate of a divergence
+    MIXTURE = 13  # which component of a mixture of latents
+    DEGRADATION = 14  # what is added to a picture that is to be restored
 
 
 class Noise:

@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 from tiny import small, small_diffusevae, small_vae
 
+from fastdiff.checkpoint import load
 from fastdiff.cli import main
-from fastdiff.cli_arguments import parse_steps, with_first_stage
+from fastdiff.commands.arguments import parse_steps, with_first_stage
+from fastdiff.storage import CheckpointError
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -207,11 +209,90 @@ def test_two_stages_from_the_command_line(tmp_path, capsys, monkeypatch):
     code, out, err = run(capsys, "evaluate", "vae", "--draws", "1", "--json")
     assert code == 0, err
     assert json.loads(out)["diffusion"] == 0
+    assert len(json.loads(out)["level_nats"]) == 1
+    code, out, err = run(capsys, "evaluate", "vae", "--draws", "1")
+    assert "z_1: " in out
+    assert "of 5 units active, " in out
     assert run(capsys, "evaluate", "two", "--draws", "1", "--steps", "5,own")[0] == 0
     for option, message in ((["--exact"], "exact for a hvae"), (["--ode", "2"], "ode for a hvae; allowed: for a diff")):
         code, _, err = run(capsys, "evaluate", "vae", "--draws", "1", *option)
         assert code == 2
         assert message in err
+
+
+def test_reconstruction_from_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_vae(1).save("vae")
+    small_diffusevae(1).save("two")
+    code, out, err = run(capsys, "reconstruct", "vae", "--n", "3")
+    assert code == 0, err
+    assert out.startswith("PSNR of what came of it: ")
+    with Image.open("reconstructions.png") as picture:
+        assert picture.width > picture.height
+    few = ["reconstruct", "two", "--n", "3", "--steps", "3", "--degradation", "down-2", "--out", "down.png"]
+    code, out, err = run(capsys, *few)
+    assert code == 0, err
+    assert [line.split(":")[0] for line in out.splitlines()[:2]] == [
+        "PSNR of what it began with", "PSNR of what came of it",
+    ]  # fmt: skip
+    for text, message in {
+        "down-3": "factor 3 for images (1, 8, 8); allowed: a divisor of the height and the width",
+        "down-x": "allowed: down-FACTOR or noise-DEVIATION",
+        "noise-0": "deviation 0.0; allowed: 'noise', a number > 0",
+        "blur": "degradation is 'blur'; allowed: down-FACTOR or noise-DEVIATION, such as down-2",
+    }.items():
+        code, _, err = run(capsys, "reconstruct", "two", "--degradation", text)
+        assert code == 2, text
+        assert message in err
+    code, _, err = run(capsys, "reconstruct", "vae", "--steps", "3")
+    assert code == 2
+    assert "steps for a VAE, which refines nothing" in err
+    code, _, err = run(capsys, "reconstruct", "digits")
+    assert code == 2
+    assert "model is a VDM; allowed: a VAE, a DiffuseVAE or a restorer" in err
+
+
+def test_a_mixture_from_the_command_line(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    small_vae(1).save("vae")
+    code, out, err = run(capsys, "mixture", "vae", "--components", "3,1")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["N(0,", "1", "3"]
+    held_out = {int(line.split()[0]): float(line.split()[2]) for line in lines[3:5]}
+    assert lines[-1] == f"wrote mixture ({max(held_out, key=lambda k: held_out[k])} components)"
+    assert run(capsys, "sample", "vae", "--n", "2", "--mixture", "mixture", "--out", "one.png")[0] == 0
+    for arguments, message in (
+        (["mixture", "vae", "--components", "0"], "components are '0'; allowed: integers >= 1"),
+        (["mixture", "digits"], "model is a vdm; allowed: a VAE or a DiffuseVAE"),
+        (["sample", "digits", "--mixture", "mixture"], "mixture is PosixPath('mixture') for a model without a VAE"),
+    ):
+        code, _, err = run(capsys, *arguments)
+        assert code == 2
+        assert message in err
+
+
+def test_few_betas_from_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_diffusevae(2).save("two")
+    code, _, err = run(capsys, "sample", "two", "--n", "2", "--steps", "10", "--betas", "1e-6", "0.8")
+    assert code == 0, err
+    code, _, err = run(capsys, "sample", "digits", "--steps", "10", "--betas", "1e-6", "0.8")
+    assert code == 2
+    assert "betas is (1e-06, 0.8) for a vdm, with grid None; allowed: for a DDPM" in err
+
+
+def test_a_name_stands_for_its_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, two = small_vae(1), small_vae(1, seed=4)
+    one.save("runs/vae-digits")
+    first = next(iter(load("vae-digits").state_dict().values()))
+    assert torch.equal(first, next(iter(one.state_dict().values())))
+    two.save("vae-digits")  # a folder of that name comes first
+    assert torch.equal(next(iter(load("vae-digits").state_dict().values())), next(iter(two.state_dict().values())))
+    with pytest.raises(CheckpointError, match=r"no model 'hvae-digits'; allowed: .*or its name in runs"):
+        load("hvae-digits")
 
 
 def test_the_first_stage_is_put_under_the_second(tmp_path):

@@ -157,7 +157,7 @@ def test_round_trip_and_first_stage(tmp_path):
 WRONG = {
     "formulation is 3; allowed: 1 or 2": {"formulation": 3},
     r"vae has shape \(1, 4, 4\), 17 levels.*allowed: \(1, 8, 8\), 17 levels": {"vae": replace(VAE, shape=(1, 4, 4))},
-    "refiner has .* 10 classes; allowed": {"refiner": replace(REFINER, classes=10)},
+    "refiner has .* 10 classes, augmented False; allowed": {"refiner": replace(REFINER, classes=10)},
 }
 
 

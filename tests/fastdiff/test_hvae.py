@@ -12,8 +12,9 @@ import fastdiff
 from fastdiff.datasets import digits
 from fastdiff.evaluation import evaluate
 from fastdiff.kernels import Noise, Stream, centre
-from fastdiff.models import HVAE, HVAEConfig
-from fastdiff.models.hvae import LOGVAR_LIMIT, active_units, bounded
+from fastdiff.models import HVAE, ConvVAEConfig, HVAEConfig
+from fastdiff.models.hvae import active_units
+from fastdiff.models.vae_networks import LOGVAR_LIMIT, bounded
 from fastdiff.training import TrainConfig, TrainState, train
 
 
@@ -35,7 +36,7 @@ C, S, RHO = 0.12, 0.05, 0.6  # the data lie far inside the levels, and a level i
 
 def exact(depth: int) -> HVAE:
     """p: z_T ~ N(0, 1), z_{t-1} = RHO z_t + noise, x = C z_1 + S noise; q is its exact posterior, level by level."""
-    model = chain(depth, shape=(1, 2, 2), levels=256, latent=4, widths=(8,))
+    model = chain(depth, shape=(1, 2, 2), levels=256, latent=4, network=ConvVAEConfig(widths=(8,)))
     total = C**2 + S**2
     model.encoder = Linear(C / total, S**2 / total, (4,))
     model.decoder = Linear(C, S**2, (1, 2, 2))
@@ -164,7 +165,7 @@ def test_log_variances_are_bounded():
 
 def test_it_learns_and_its_units_are_active():
     torch.manual_seed(0)
-    model = HVAE(HVAEConfig((1, 8, 8), 17, depth=2, latent=8, widths=(16,), hidden=32))
+    model = HVAE(HVAEConfig((1, 8, 8), 17, depth=2, latent=8, hidden=32, network=ConvVAEConfig(widths=(16,))))
     reports = list(train(TrainState(model, TrainConfig("digits", steps=120, learning_rate=3e-3, warm_up=10)), digits()))
     assert float(reports[-1].bpd.total) < 0.8 * float(reports[0].bpd.total)
     model.eval()
@@ -203,10 +204,9 @@ def test_round_trips(tmp_path):
 WRONG = {
     "depth 0.*allowed: numbers of at least 1": {"depth": 0},
     "latent 0": {"latent": 0},
-    "widths \\(\\)": {"widths": ()},
     "beta -1.0.*allowed: .*numbers >= 0": {"beta": -1.0},
     "classes 10, augmented False; allowed: 0 and False": {"classes": 10},
-    "shape \\(1, 9, 8\\) with 2 widths; allowed: multiples of 2": {"shape": (1, 9, 8)},
+    "shape \\(1, 9, 8\\) with a network that halves it; allowed: multiples of 2": {"shape": (1, 9, 8)},
 }
 
 
@@ -216,9 +216,16 @@ def test_wrong_configurations(message):
         chain(**WRONG[message])
 
 
+def test_wrong_networks():
+    with pytest.raises(ValueError, match=r"widths \(\), blocks 1.*allowed: numbers of at least 1"):
+        ConvVAEConfig(widths=())
+    with pytest.raises(ValueError, match="kind is 'other'; allowed: 'conv'"):
+        ConvVAEConfig(kind="other")
+
+
 def test_what_a_vae_has_not():
     model, x = chain(2), images(2)
-    with pytest.raises(ValueError, match="steps is 10 for a VAE of depth 2; allowed: None"):
+    with pytest.raises(ValueError, match="steps is 10 for a VAE of depth 2; allowed: its own, or None"):
         evaluate(model, x, steps=10)
     with pytest.raises(ValueError, match="loss is 'simple' for a VAE; allowed: elbo"):
         model.objective(x, Noise(0), loss="simple")

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from tiny import images, small, small_diffusevae, small_vae
+from tiny import SMALL, images, small, small_diffusevae, small_vae
 
 import fastdiff
 from fastdiff.datasets import digits
 from fastdiff.interpolation import between, class_direction, noises, render, strips
 from fastdiff.kernels import Noise
+from fastdiff.models import DDPMConfig, Downsample, Restorer, RestorerConfig
 
 
 @pytest.mark.parametrize("formulation", [1, 2])
@@ -105,3 +106,11 @@ def test_strips_that_are_none():
     for message, (model, change) in wrong.items():
         with pytest.raises(ValueError, match=message):
             strips(model, **({"rows": 2, "count": 3, "steps": 2} | change))
+
+
+def test_a_restorer_has_nothing_to_walk_through():
+    refiner = DDPMConfig((1, 8, 8), 17, steps=12, network=SMALL)
+    model = Restorer(RestorerConfig((1, 8, 8), 17, refiner=refiner, degradation=Downsample(factor=2)))
+    for walk in (lambda: strips(model, "latent"), lambda: render(model, torch.zeros(1, 5))):  # pyright: ignore
+        with pytest.raises(TypeError, match="model is a Restorer; allowed: a VAE, a DiffuseVAE or a diffusion model"):
+            walk()

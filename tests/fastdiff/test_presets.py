@@ -1,12 +1,14 @@
 """Presets: they build what the papers describe, fit their data, and train."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from tiny import images
 
-from fastdiff.datasets import check_fit, digits
+from fastdiff.datasets import NOT_SHIPPED, check_fit, digits
 from fastdiff.kernels import Noise
-from fastdiff.models import DDPM, VDM
+from fastdiff.models import DDPM, HVAE, VDM, DiffuseVAE
 from fastdiff.presets import PRESETS, preset
 from fastdiff.schedules import LearnedSchedule
 
@@ -37,6 +39,89 @@ def test_networks_of_the_papers(name, millions):
         assert count(model) == 35_746_307
 
 
+def bottleneck_vae(rows: list[tuple[int, int, int, int]]) -> int:
+    """Parameters of DiffuseVAE's first stage by (resolution, width, blocks down with those that are pooled, blocks up);
+    the last convolution has 6 channels, the means and the log-variances."""
+    total = 9 * 3 * 64 + 2 * 512 * 512 + (9 * 64 * 6 + 6)
+    for side, w, down, up in rows:
+        m = w // 2
+        total += (down + up) * (2 * w * m + 3 * m + w + 2 * (9 if side > 1 else 1) * m * m)
+    return total + 2 * sum(a[1] * b[1] for a, b in pairwise(rows))
+
+
+def celeba_refiner() -> int:
+    """DDPM's network at five resolutions, 128, 256, 256, 256, 512 channels; attention at the third and the middle."""
+    down = [(128, 128)] * 2 + [(128, 256)] + [(256, 256)] * 5 + [(256, 512), (512, 512)]
+    middle = [(512, 512)] * 2
+    up = [
+        (1024, 512),
+        (1024, 512),
+        (768, 512),
+        (768, 256),
+        *[(512, 256)] * 7,
+        (384, 256),
+        (384, 128),
+        *[(256, 128)] * 2,
+    ]
+    total = (128 * 512 + 512) + (512 * 512 + 512) + (9 * 6 * 128 + 128) + 2 * 128 + (9 * 128 * 3 + 3)
+    for c, d in down + middle + up:
+        total += 2 * c + 9 * c * d + d + 512 * d + d + 2 * d + 9 * d * d + d + (c * d + d if c != d else 0)
+    for c in (256, 256, 512, 256, 256, 256):
+        total += 2 * c + 4 * (c * c + c)
+    for c in (128, 256, 256, 256, 512, 256, 256, 256):  # strided, then after enlargements
+        total += 9 * c * c + c
+    return total
+
+
+CIFAR_VAE = bottleneck_vae([(32, 64, 8, 15), (16, 128, 5, 7), (8, 256, 5, 3), (4, 256, 4, 2), (1, 512, 3, 1)])
+CELEBA_VAE = bottleneck_vae(
+    [(64, 64, 8, 10), (32, 128, 5, 8), (16, 256, 8, 7), (8, 256, 4, 3), (4, 256, 4, 2), (1, 512, 2, 1)]
+)
+CIFAR_REFINER = 35_746_307 + 3 * 128 * 9  # DDPM's network with the picture's three channels
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("vae-cifar10", CIFAR_VAE, 0),
+        ("vae-celeba64", CELEBA_VAE, 0),
+        ("diffusevae-cifar10", CIFAR_VAE, CIFAR_REFINER),
+        ("diffusevae2-cifar10", CIFAR_VAE, CIFAR_REFINER),
+        ("diffusevae-celeba64", CELEBA_VAE, celeba_refiner()),
+    ],
+)
+def test_diffusevae_of_the_paper(name, first, second):
+    assert (CIFAR_VAE, CELEBA_VAE, CIFAR_REFINER) == (9_244_838, 14_013_638, 35_749_763)
+    chosen = preset(name)
+    with torch.device("meta"):
+        model = chosen.build()
+    assert count(model) == first + second
+    if not second:
+        assert isinstance(model, HVAE)
+        return
+    assert isinstance(model, DiffuseVAE)
+    assert count(model.vae) == first
+    assert model.config.vae == preset(name.replace("diffusevae2", "vae").replace("diffusevae", "vae")).model
+    assert model.config.formulation == (2 if "2-" in name else 1)
+    assert (model.steps, model.config.refiner.beta_first, model.config.refiner.beta_last) == (1000, 1e-4, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "epochs", "images", "batch"),
+    [
+        ("vae-cifar10", "cifar10", 500, 50_000, 128),
+        ("vae-celeba64", "celeba64", 245, 162_770, 32),
+        ("diffusevae-cifar10", "cifar10", 2850, 50_000, 128),
+        ("diffusevae2-cifar10", "cifar10", 2850, 50_000, 128),
+    ],
+)
+def test_epochs_of_the_paper(name, data, epochs, images, batch):
+    training = preset(name).train
+    assert (training.data, training.batch_size) == (data, batch)
+    assert 0 <= epochs * images - training.steps * batch < batch
+    assert training.data in NOT_SHIPPED
+
+
 @pytest.mark.parametrize("name", ["digits", "vdm-digits", "ddpm-digits"])
 def test_digits_presets_fit_the_digits(name):
     chosen = preset(name)
@@ -53,10 +138,22 @@ def test_settings_of_every_preset_are_valid(name):
     assert preset(name).train.steps > 0  # a TrainConfig checks itself
 
 
-@pytest.mark.parametrize("name", ["vae-digits", "hvae-digits", "diffusevae-digits", "diffusevae2-digits"])
-def test_latent_presets_fit_the_digits(name):
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("vae-digits", 438_722),
+        ("hvae-digits", 435_778),
+        ("diffusevae-digits", 438_722 + 424_529),
+        ("diffusevae2-digits", 438_722 + 424_529),
+        ("superresolution2-digits", 424_529),
+        ("superresolution4-digits", 424_529),
+        ("denoising-digits", 424_529),
+    ],
+)
+def test_latent_presets_fit_the_digits(name, parameters):
     chosen = preset(name)
     model, x = chosen.build().eval(), images(3)
+    assert count(model) == parameters
     check_fit(model, digits())
     model.objective(x, Noise(0), None, chosen.train.loss).loss.sum().backward()
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .checkpoint import load
-from .evaluation import OWN
-from .models import DiffuseVAE, Model
+from ..checkpoint import load
+from ..evaluation import OWN
+from ..models import AddNoise, Degradation, DiffuseVAE, Downsample, Model
 
 
 def check_picture(path: Path) -> None:
@@ -37,6 +37,23 @@ def with_first_stage(model: Model, path: str | None) -> Model:
         raise ValueError("train: a DiffuseVAE without a first stage; allowed: --first-stage FOLDER of a trained VAE")
     model.take_first_stage(load(path))
     return model
+
+
+def parse_degradation(text: str) -> Degradation:
+    """Read ``down-FACTOR`` or ``noise-DEVIATION``.
+
+    Raises:
+        ValueError: anything else.
+    """
+    kind, _, value = text.partition("-")
+    try:
+        if kind == "down":
+            return Downsample(factor=int(value))
+        if kind == "noise":
+            return AddNoise(deviation=float(value))
+    except ValueError as error:
+        raise ValueError(f"degradation is {text!r}; allowed: down-FACTOR or noise-DEVIATION ({error})") from error
+    raise ValueError(f"degradation is {text!r}; allowed: down-FACTOR or noise-DEVIATION, such as down-2 and noise-0.5")
 
 
 def parse_steps(where: str, text: str) -> int | str | None:

@@ -1,0 +1,120 @@
+"""Does a VAE's picture save steps? FD-digits against the number of steps: DDPM, DiffuseVAE of formulation 1 and of 2.
+
+    fastdiff reproduce speed-up
+
+The three have the same number of parameters (a DiffuseVAE's are those of both stages), the same number of optimiser
+steps, the same noise levels in training (all of them, `DDPMConfig.continuous`), and every one is sampled with the same
+number of calls of its network.
+"""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..datasets import digits
+from ..evaluation import evaluate
+from ..frechet import fd_digits
+from ..latent_mixture import fit_mixture, scikit_learn
+from ..models import HVAE, ConvVAEConfig, DDPMConfig, DiffuseVAE, DiffuseVAEConfig, HVAEConfig, UNetConfig
+from ..sample import sample
+from ..training import TrainConfig
+from .budget import Budget
+from .figures import drawing
+from .runner import Arm, load_arm, measure_arms, train_arms
+from .speed_up_report import BETAS, COMPONENTS, FEW, STEPS, write_report
+
+BUDGET = Budget(steps=4000, seeds=3, draws=32)
+DATA = {"shape": (1, 8, 8), "levels": 17}
+VAE = HVAEConfig(**DATA, network=ConvVAEConfig(widths=(28, 32)))
+SHOWN = (5, 10, 25)  # numbers of steps whose samples the document shows
+IMAGES = 1500
+# What is sampled: each sampler at several numbers of steps, even in time, and the chains of few betas of DiffuseVAE's
+# table 3.
+WALKS: dict[str, dict[str, Any]] = {
+    **{f"ddim-{n}": {"steps": n, "sampler": "ddim"} for n in STEPS},
+    **{f"ancestral-{n}": {"steps": n, "variance": "small"} for n in STEPS},
+    **{f"betas-{n}": {"steps": n, "variance": "large", "betas": pair} for n, pair in BETAS.items()},
+}
+MIXTURE_WALKS = {f"mixture-{n}": WALKS[f"ddim-{n}"] for n in FEW}  # the same, with z from a mixture
+
+
+def ddpm(width: int, lower: int) -> DDPMConfig:
+    """A DDPM on the digits that is trained at all noise levels."""
+    return DDPMConfig(**DATA, continuous=True, network=UNetConfig(widths=(width, lower), blocks=2, dropout=0.1))
+
+
+def arms(budget: Budget) -> list[Arm]:
+    """The models of the study, one per setting and seed."""
+    train = TrainConfig("digits", budget.steps, learning_rate=3e-3)
+    settings: dict[str, Any] = {"vae": VAE, "ddpm": ddpm(40, 52)}
+    for formulation in (1, 2):
+        settings[f"diffusevae{formulation}"] = DiffuseVAEConfig(
+            **DATA, vae=VAE, refiner=ddpm(32, 48), formulation=formulation
+        )
+    return [
+        Arm(f"{name}-seed{seed}", model, replace(
+            train, seed=seed, loss="elbo" if name == "vae" else "simple",
+            first_stage=f"vae-seed{seed}" if isinstance(model, DiffuseVAEConfig) else None,
+        ))
+        for name, model in settings.items()
+        for seed in range(budget.seeds)
+    ]  # fmt: skip
+
+
+def reproduce(out: Path, folder: Path, budget: Budget, workers: int) -> None:
+    """Train what is not trained, measure, and write ``speed-up.json``, ``speed-up.md`` and its pictures into ``out``.
+
+    Raises:
+        StudyError: models of other settings in ``folder``, or an interrupted training.
+        OSError: a folder that cannot be written.
+    """
+    drawing()  # asks for what the pictures need before the work, and the next line for what the mixtures do
+    scikit_learn()
+    out.mkdir(parents=True, exist_ok=True)
+    everything = arms(budget)
+    train_arms(everything, folder, workers)
+    settings = {
+        "images": IMAGES, "draws": budget.draws, "walks": WALKS, "mixture_walks": MIXTURE_WALKS,
+        "components": COMPONENTS, "seeds": "of the samples: that of the training",
+    }  # fmt: skip
+    results = {
+        "budget": asdict(budget),
+        "images": IMAGES,
+        "models": measure_arms(everything, folder, workers, measure, "speed-up", settings),
+        "pictures": _pictures(everything, folder),
+    }
+    (out / "speed-up.json").write_text(json.dumps(results) + "\n")
+    write_report(results, out)
+    print(f"wrote {out / 'speed-up.md'}, its pictures, and speed-up.json")
+
+
+def measure(arm: Arm, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Bits/dim of one model, and FD-digits of its samples by every sampler and number of steps.
+
+    The samples' seed is the training's: what seeds differ by is then the error of training and of sampling.
+    """
+    model, data = load_arm(arm, folder), digits()
+    result = evaluate(model, data.test_images, draws=settings["draws"])
+    walks = {"vae": {}} if isinstance(model, HVAE) else dict(settings["walks"])
+    if isinstance(model, (HVAE, DiffuseVAE)):
+        mixture = fit_mixture(model, data.train_images, settings["components"], arm.train.seed)
+        above = {"vae-mixture": {}} if isinstance(model, HVAE) else settings["mixture_walks"]
+        walks |= {name: {**options, "mixture": mixture} for name, options in above.items()}
+    distances = {}
+    for name, options in walks.items():
+        images = sample(model, settings["images"], seed=arm.train.seed, batch_size=250, output="levels", **options)
+        found = fd_digits(images)
+        distances[name] = [found.value, found.standard_error]
+    return {"parameters": sum(p.numel() for p in model.parameters()), **result.row(), "distances": distances}
+
+
+def _pictures(everything: list[Arm], folder: Path) -> dict[str, list[list[int]]]:
+    """Samples of every model of the first seed at the numbers of steps `SHOWN`, each as its 64 levels."""
+    found = {}
+    for arm in everything:
+        if arm.train.seed == 0 and not isinstance(arm.model, HVAEConfig):
+            for steps in SHOWN:
+                images = sample(load_arm(arm, folder), 16, steps=steps, sampler="ddim", output="levels")
+                found[f"{arm.name.removesuffix('-seed0')}-{steps}"] = images.flatten(1).tolist()
+    return found
