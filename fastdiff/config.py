@@ -15,6 +15,21 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def differences(given: Any, allowed: Any) -> str:
+    """Say in which fields two configurations differ, such as ``network.blocks 1; allowed: network.blocks 2``."""
+    one, two = _flat(to_dict(given)), _flat(to_dict(allowed))
+    names = [name for name in one | two if one.get(name) != two.get(name)]
+    said = [", ".join(f"{name} {side[name]}" for name in names if name in side) for side in (one, two)]
+    return f"{said[0] or 'nothing'}; allowed: {said[1] or 'nothing'}"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
 def from_dict(kind: type, data: Any, where: str) -> Any:
     """Build the dataclass ``kind`` from JSON types; ``where`` names the source in errors.
 

@@ -40,6 +40,8 @@ def render(
     if given is None or (z is None) != isinstance(model, DiffusionModel):
         wanted = "x_T alone" if isinstance(model, DiffusionModel) else "z"
         raise ValueError(f"render: z {_shape(z)}, initial {_shape(initial)} for a {model.kind}; allowed: {wanted}")
+    if not all(torch.isfinite(latent).all() for latent in (z, initial) if latent is not None):
+        raise ValueError("render: latents hold values that are not finite; allowed: finite ones")
     if isinstance(model, HVAE):
         if initial is not None:
             raise ValueError(f"render: initial {_shape(initial)} for a VAE, which has no x_T; allowed: None")
@@ -86,11 +88,12 @@ def strips(
         TypeError, ValueError: a walk that the model has not, fewer than one row or two images, data without labels.
     """
     _check_model("strips", model)
-    if vary not in VARIED or isinstance(rows, bool) or rows < 1:
-        raise ValueError(f"strips: vary is {vary!r}, rows is {rows}; allowed: {', '.join(VARIED)}, at least one row")
-    without = HVAE if vary == "noise" else DiffusionModel  # which has no x_T, or no z
-    if isinstance(model, without):
-        raise ValueError(f"strips: vary is {vary!r} for a {model.kind}; allowed: latents that the model has")
+    has = [name for name in VARIED if not isinstance(model, HVAE if name == "noise" else DiffusionModel)]
+    if vary not in has:  # a VAE has no x_T, a diffusion model no z
+        raise ValueError(f"strips: vary is {vary!r} for a {type(model).__name__}; allowed: {', '.join(has)}")
+    for name, value, least in (("rows", rows, 1), ("count", count, 2)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"strips: {name} is {value!r}; allowed: an integer >= {least}")
     vae = model if isinstance(model, HVAE) else model.vae if isinstance(model, DiffuseVAE) else None
     pictures = []
     for row in range(rows):
@@ -140,16 +143,22 @@ def noises(model: DiffuseVAE | DiffusionModel, seed: int, indices: tuple[int, ..
 
 
 @torch.no_grad()
-def class_direction(model: HVAE, images: Tensor, labels: Tensor, source: int, target: int) -> tuple[Tensor, Tensor]:
+def class_direction(
+    model: HVAE | DiffuseVAE, images: Tensor, labels: Tensor, source: int, target: int
+) -> tuple[Tensor, Tensor]:
     """Return the mean latent of a class and the step from it to another class's, [latent] each.
 
     Args:
-        model: the VAE; images, labels: labelled data, uint8 [N, C, H, W] and int64 [N].
+        model: the VAE, or a DiffuseVAE, of which the first stage counts.
+        images, labels: labelled data, uint8 [N, C, H, W] and int64 [N].
         source, target: classes that the data hold.
 
     Raises:
-        ValueError: a class without images.
+        ValueError: a class without images, as many labels as there are no images.
     """
+    if labels.shape != (len(images),):
+        raise ValueError(f"class_direction: labels have shape {tuple(labels.shape)}; allowed: ({len(images)},)")
+    vae = model.vae if isinstance(model, DiffuseVAE) else model
     means = []
     for name, value in (("source", source), ("target", target)):
         chosen = images[labels == value]
@@ -157,8 +166,8 @@ def class_direction(model: HVAE, images: Tensor, labels: Tensor, source: int, ta
             raise ValueError(
                 f"class_direction: no image of {name} class {value}; allowed: {sorted(set(labels.tolist()))}"
             )
-        with evaluating(model):
-            parts = [model.encode(batch.to(model.device))[0][0].cpu() for batch in chosen.split(512)]
+        with evaluating(vae):
+            parts = [vae.encode(batch.to(vae.device))[0][0].cpu() for batch in chosen.split(512)]
         means.append(torch.cat(parts).mean(0))
     return means[0], means[1] - means[0]
 

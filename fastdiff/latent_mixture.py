@@ -198,7 +198,7 @@ def load_mixture(path: str | Path) -> LatentMixture:
 
 @torch.no_grad()
 def fit_mixture(
-    model: HVAE | DiffuseVAE, images: Tensor, components: int = 50, seed: int = 0, batch_size: int = 512
+    model: HVAE | DiffuseVAE, images: Tensor, components: int = 10, seed: int = 0, batch_size: int = 512
 ) -> LatentMixture:
     """Fit a mixture to one z_1 ~ q(z_1 | x) of every image, by `fit_latents`; needs scikit-learn.
 
@@ -240,7 +240,7 @@ def draw_latents(vae: HVAE, images: Tensor, seed: int = 0, batch_size: int = 512
 
 
 def fit_latents(
-    latents: Tensor, components: int = 50, seed: int = 0, about: dict[str, Any] | None = None
+    latents: Tensor, components: int = 10, seed: int = 0, about: dict[str, Any] | None = None
 ) -> LatentMixture:
     """Fit a mixture with full covariances to latents, floating point [N, D], by scikit-learn's `GaussianMixture`.
 

@@ -11,6 +11,8 @@ from .models import HVAE, Degradation, DiffuseVAE, Refined, Restorer
 from .models.base import evaluating
 from .sample import sample
 
+FAR = 8.0  # what no picture in [-1, 1] reaches, noise included; levels as floats, or 0 .. 255, do
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -115,6 +117,11 @@ def psnr(images: Tensor, others: Tensor, levels: int) -> Tensor:
         raise ValueError(
             f"psnr: {tuple(images.shape)} and {tuple(others.shape)}, {levels} levels; "
             "allowed: equal shapes [N, ...], at least 2 levels"
+        )
+    if others.is_floating_point() and others.numel() and not float(others.abs().max()) <= FAR:
+        raise ValueError(
+            f"psnr: others lie in {float(others.min()):g} .. {float(others.max()):g}; "
+            "allowed: levels as torch.uint8, or as `kernels.centre` brings them into [-1, 1]"
         )
     a = 2.0 * (images.double() + 0.5) / levels - 1.0
     b = 2.0 * (others.double() + 0.5) / levels - 1.0 if others.dtype == torch.uint8 else others.double()

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from . import storage
 from .checkpoint import PREFIX, checkpoint_path, last_checkpoint, load_training, save_training
-from .config import to_dict
+from .config import differences, to_dict
 from .datasets import Dataset, check_fit
 from .evaluation import Evaluation, evaluate, evaluate_levels
 from .kernels import Noise
@@ -99,15 +99,17 @@ def resume(out: Path, wanted: dict[str, Any], device: torch.device | str = "cpu"
         )
     storage.sweep(out)
     state = load_training(path, device)
-    if model is not None and (type(state.model.config) is not type(model) or state.model.config != model):
+    if model is not None and type(state.model.config) is not type(model):
         raise RunError(
             f"{out} holds a run of another model ({state.model.kind}); allowed: the preset that it began with"
         )
+    if model is not None and state.model.config != model:
+        raise RunError(f"{out} holds a run of another model, with {differences(state.model.config, model)}")
     recorded = to_dict(state.config)
     differing = [f"{k}: {recorded[k]} in the run, {v} wanted" for k, v in wanted.items() if recorded[k] != v]
     if differing:
         raise RunError(f"{out} was started with other settings ({'; '.join(differing)}); allowed: the run's own")
-    _truncate_metrics(out / "metrics.jsonl", state.step)
+    _truncate_metrics(out / "metrics.jsonl", state.step, finished=state.step == state.config.steps)
     return state
 
 
@@ -228,15 +230,19 @@ def _finish(out: Path, state: TrainState, data: Dataset, log: MetricsLog, progre
     return evaluation
 
 
-def _truncate_metrics(path: Path, step: int) -> None:
-    """Drop the lines after a step, which the resumed run will write again; a torn last line too."""
+def _truncate_metrics(path: Path, step: int, finished: bool) -> None:
+    """Drop the lines after a step, which the resumed run will write again; a torn last line too.
+
+    A run that has all its steps writes its last evaluation again.
+    """
     kept = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if row.get("step", 0) <= step:
+        again = finished and row.get("event") == "evaluate" and row.get("step") == step
+        if row.get("step", 0) <= step and not again:
             kept.append(line)
     whole = path.with_suffix(".tmp")
     whole.write_text("".join(line + "\n" for line in kept))

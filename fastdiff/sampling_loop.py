@@ -34,7 +34,8 @@ def sampling_plan(
         betas: the first and the last of evenly spaced betas, ``steps`` of them, whose noise levels are taken instead of
             the model's: few-step chains such as (1e-6, 0.8) at 10 steps (DiffuseVAE, Pandey et al. 2022), for a model
             whose decoder asks the network. One that was trained at all noise levels (`DDPMConfig.continuous`) knows
-            them. The posterior's variance ("small") is too little for so long steps, beta ("large") too much.
+            them. With so long steps the variance of ancestral sampling matters: beta ("large") leaves noise, the
+            posterior's ("small") takes away from the variety; see docs/speed-up.md for the latter.
 
     Raises:
         ValueError: too few steps, unknown names, eta or a variance that does not go with the sampler or the model,

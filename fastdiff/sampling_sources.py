@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import from_dict
+from .config import differences, from_dict
 from .kernels import Noise, centre
 from .latent_mixture import LatentMixture, load_mixture
 from .models import HVAE, DiffuseVAE, DiffusionModel, Refined, Restorer
@@ -190,6 +190,11 @@ def _given(model: Refined, n: int, given: Any) -> Tensor | None:
     given = given.float()
     if not torch.isfinite(given).all():
         raise ValueError("sample: given holds values that are not finite; allowed: finite ones")
+    if given.numel() and float(given.abs().max()) > model.given_limit:
+        raise ValueError(
+            f"sample: given lies in {float(given.min()):g} .. {float(given.max()):g}; allowed: within "
+            f"±{model.given_limit:g}, levels as `kernels.centre` brings them into [-1, 1]"
+        )
     return given
 
 
@@ -204,8 +209,9 @@ def _mixture(vae: HVAE, mixture: LatentMixture | str | Path | None) -> LatentMix
             f"sample: mixture has latents of {mixture.latent} dimensions; allowed: {vae.config.latent}, the model's"
         )
     fitted = (mixture.fitted_to or {}).get("config")
-    if fitted is not None and from_dict(type(vae.config), fitted, "mixture") != vae.config:
-        raise ValueError(f"sample: mixture was fitted to the latents of {fitted}; allowed: of {vae.config}")
+    fitted = None if fitted is None else from_dict(type(vae.config), fitted, "mixture")
+    if fitted not in (None, vae.config):
+        raise ValueError(f"sample: mixture was fitted to a VAE of {differences(fitted, vae.config)}")
     return mixture
 
 

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from .config import ConfigError
 from .datasets import Dataset, check_fit
 from .kernels import Noise, Stream
-from .models import Model
+from .models import DiffuseVAE, Model
 from .vlb import LOSSES, Objective, Vlb
 
 MAX_SKIPPED = 10
@@ -197,6 +197,8 @@ def train(state: TrainState, data: Dataset) -> Iterator[Report]:
     check_fit(model, data)
     if config.shift and not model.config.augmented:
         raise ConfigError(f"train: shift is {config.shift} for a model that is not told; allowed: 0, or augmented=True")
+    if isinstance(model, DiffuseVAE) and not model.has_first_stage:
+        raise ConfigError("train: a DiffuseVAE without a first stage; allowed: after take_first_stage(a trained VAE)")
     device = next(model.parameters()).device
     images = data.train_images.to(device)
     labels = data.train_labels.to(device) if data.train_labels is not None and model.classes else None

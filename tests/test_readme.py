@@ -36,9 +36,7 @@ def test_the_first_example_runs(tmp_path):
 
 def test_the_training_example_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    code = next(block for block in blocks if "fastdiff.training" in block).replace(
-        "steps=1000", "steps=3, batch_size=4"
-    )
+    code = next(block for block in blocks if "VDMConfig(" in block).replace("steps=1000", "steps=3, batch_size=4")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["1", "2", "3"], done.stderr
     assert fastdiff.load(tmp_path / "my-model").config.schedule == "learned"
@@ -51,6 +49,17 @@ def test_the_restoration_example_runs(tmp_path):
         preset(name).build().save(tmp_path / "runs" / name)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.count("tensor(") == 2, done.stderr
+
+
+def test_the_two_stages_example_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = next(block for block in blocks if "take_first_stage" in block).replace(
+        "steps=20_000", "steps=1, batch_size=2"
+    )
+    preset("vae-digits").build().save(tmp_path / "runs" / "vae-digits")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert fastdiff.load(tmp_path / "my-diffusevae").config.formulation == 2
 
 
 def test_the_kernels_examples_run():

@@ -74,4 +74,7 @@ def small_diffusevae(formulation: int, seed: int = 0, depth: int = 1, **changes)
     torch.manual_seed(seed)
     refiner = DDPMConfig(**({"shape": (1, 8, 8), "levels": 17, "steps": 12, "network": SMALL} | changes))
     vae = HVAEConfig(**(SMALL_VAE | {"depth": depth}))
-    return filled(DiffuseVAE(DiffuseVAEConfig((1, 8, 8), 17, vae=vae, refiner=refiner, formulation=formulation)))
+    model = DiffuseVAE(DiffuseVAEConfig((1, 8, 8), 17, vae=vae, refiner=refiner, formulation=formulation))
+    model.take_first_stage(model.vae)
+    filled(model)
+    return model

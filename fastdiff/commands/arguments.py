@@ -1,5 +1,7 @@
 """What the commands share: reading and checking of arguments before the work begins."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,6 +20,8 @@ def check_picture(path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise ValueError(f"{path}: no folder {path.parent}; allowed: a path in an existing folder")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path}: the folder {path.parent} cannot be written; allowed: one that can")
     if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"{path}: unknown ending {path.suffix!r}; allowed: .png and other picture formats")
 
@@ -46,14 +50,14 @@ def parse_degradation(text: str) -> Degradation:
         ValueError: anything else.
     """
     kind, _, value = text.partition("-")
-    try:
-        if kind == "down":
-            return Downsample(factor=int(value))
-        if kind == "noise":
+    if kind == "down" and value.isdecimal():
+        return Downsample(factor=int(value))
+    if kind == "noise":
+        with suppress(ValueError):
             return AddNoise(deviation=float(value))
-    except ValueError as error:
-        raise ValueError(f"degradation is {text!r}; allowed: down-FACTOR or noise-DEVIATION ({error})") from error
-    raise ValueError(f"degradation is {text!r}; allowed: down-FACTOR or noise-DEVIATION, such as down-2 and noise-0.5")
+    raise ValueError(
+        f"degradation is {text!r}; allowed: down-FACTOR or noise-DEVIATION, numbers > 0, such as down-2 and noise-0.5"
+    )
 
 
 def parse_steps(where: str, text: str) -> int | str | None:

@@ -9,6 +9,7 @@ import tyro
 from ..checkpoint import load
 from ..datasets import check_fit, load_dataset
 from ..interpolation import strips
+from ..models import HVAE
 from ..plots import grid, to_uint8
 from ..sample import sample
 from .arguments import check_picture, default_device
@@ -85,10 +86,10 @@ class Interpolate:
     """Images per strip."""
     out: Path = Path("strips.png")
     """Picture to write."""
-    steps: int = 50
-    """Sampler steps."""
-    sampler: str = "ddim"
-    """ancestral, ddim, dpm-solver or heun."""
+    steps: int | None = None
+    """Sampler steps, by default 50; a VAE has none."""
+    sampler: str | None = None
+    """ancestral, ddim (the default), dpm-solver or heun."""
     seed: int = 0
     """Of the ends of the walks, and of what they share."""
     data: str = "digits"
@@ -101,7 +102,11 @@ class Interpolate:
         data = load_dataset(self.data) if self.vary == "class" else None
         if data is not None:
             check_fit(model, data)
-        images = strips(model, self.vary, self.rows, self.count, self.seed, self.steps, self.sampler, data)
+        for name in ("steps", "sampler"):
+            if isinstance(model, HVAE) and getattr(self, name) is not None:
+                raise ValueError(f"interpolate: {name} is {getattr(self, name)!r} for a VAE, which has none")
+        steps, sampler = 50 if self.steps is None else self.steps, self.sampler or "ddim"
+        images = strips(model, self.vary, self.rows, self.count, self.seed, steps, sampler, data)
         grid(to_uint8(images, model.levels), columns=self.count).save(self.out)
         print(f"wrote {self.out} ({self.rows} strips of {self.count} images)")
         return 0

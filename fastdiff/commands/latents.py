@@ -1,5 +1,7 @@
 """Commands on images and latents: ``reconstruct`` and ``mixture``."""
 
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from ..latent_mixture import (
     is_mixture,
     scikit_learn,
 )
-from ..models import HVAE, DiffuseVAE, Refined
+from ..models import HVAE, DiffuseVAE, Refined, Restorer
 from ..plots import grid, to_uint8
 from ..reconstruction import psnr, reconstruct
 from .arguments import check_picture, default_device, parse_degradation
@@ -57,20 +59,26 @@ class Reconstruct:
         model: Any = load(self.model).to(default_device())
         data = load_dataset(self.data)
         check_fit(model, data)
+        if self.n > len(data.test_images):
+            raise ValueError(
+                f"reconstruct: n is {self.n}; allowed: at most {len(data.test_images)}, the held-out images"
+            )
         images = data.test_images[: self.n]
         asked = {"steps": self.steps, "sampler": self.sampler}
         options: Any = {name: value for name, value in asked.items() if value is not None}
         if isinstance(model, Refined):
             options["progress"] = True
         result = reconstruct(model, images, degradation, seed=self.seed, **options)
-        rows = [to_uint8(images, data.levels)]
+        rows, names = [to_uint8(images, data.levels)], ["the images", "what the model made of them"]
         if result.picture is not None:
-            print(_psnr("what it began with", psnr(images, result.picture, data.levels)))
+            degraded = degradation is not None or isinstance(model, Restorer)
+            names.insert(1, "the degraded images" if degraded else "the VAE's pictures")
+            print(_psnr(names[1], psnr(images, result.picture, data.levels)))
             rows.append(to_uint8(model.level(result.picture), data.levels))
-        print(_psnr("what came of it", psnr(images, result.images, data.levels)))
+        print(_psnr(names[-1], psnr(images, result.images, data.levels)))
         rows.append(to_uint8(result.images, data.levels))
         grid(torch.cat(rows), columns=len(images)).save(self.out)
-        print(f"wrote {self.out} ({len(images)} images above what became of them)")
+        print(f"wrote {self.out} ({len(images)} columns; rows: {', '.join(names)})")
         return 0
 
 
@@ -104,6 +112,8 @@ class Mixture:
         scikit_learn()  # asks for it before the work
         if self.out.exists() and not is_mixture(self.out):
             raise ValueError(f"mixture: {self.out} exists and is no mixture; allowed: a new folder, or a mixture's")
+        if not os.access(self.out.parent, os.W_OK):
+            raise ValueError(f"mixture: the folder {self.out.parent} cannot be written; allowed: one that can")
         model: Any = load(self.model).to(default_device())
         vae = model.vae if isinstance(model, DiffuseVAE) else model
         if not isinstance(vae, HVAE):
@@ -118,9 +128,10 @@ class Mixture:
         latents = draw_latents(vae, data.train_images, self.seed)
         print(f"mean log density of the latents z_1 of {data.name}, in nats")
         print(f"{'components':>10}  {'training':>9}  {'held-out':>9}")
-        if vae.config.depth == 1:  # of a deeper chain z_1 has another prior
-            prior = torch.distributions.Normal(0.0, 1.0).log_prob(held_out.double()).sum(1).mean()
-            print(f"{'N(0, 1)':>10}  {'':>9}  {float(prior):9.3f}", flush=True)
+        prior = -math.inf  # of a chain deeper than one z_1 has another prior
+        if vae.config.depth == 1:
+            prior = float(torch.distributions.Normal(0.0, 1.0).log_prob(held_out.double()).sum(1).mean())
+            print(f"{'N(0, 1)':>10}  {'':>9}  {prior:9.3f}", flush=True)
         best: tuple[float, LatentMixture] | None = None
         for number in sorted({int(part) for part in parts}):
             try:
@@ -134,6 +145,11 @@ class Mixture:
                 best = nats, mixture
         if best is None:
             raise MixtureError(f"mixture: none of {self.components} could be fitted; allowed: other numbers")
+        if best[0] < prior:
+            raise MixtureError(
+                f"mixture: the best is worse on the held-out latents than the prior; allowed: other components than "
+                f"{self.components}"
+            )
         best[1].save(self.out)
         print(f"wrote {self.out} ({best[1].components} components)")
         return 0

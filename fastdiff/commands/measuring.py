@@ -23,7 +23,7 @@ from ..evaluation import (
 )
 from ..frechet import fd_digits
 from ..kernels import Noise
-from ..models import HVAE, DiffuseVAE, DiffusionModel
+from ..models import HVAE, DiffuseVAE, DiffusionModel, Restorer
 from ..ode import check_integrator
 from ..sample import sample
 from .arguments import default_device, parse_steps
@@ -113,10 +113,10 @@ class Fd:
     """Checkpoint folder, run folder, or embedded model, of images of the digits' shape."""
     n: int = 1500
     """Number of images; only distances of equal n compare."""
-    steps: str = "10,50,250"
-    """Numbers of sampler steps, separated by commas."""
-    sampler: str = "ancestral"
-    """One or more of ancestral, ddim, dpm-solver, heun, separated by commas."""
+    steps: str | None = None
+    """Numbers of sampler steps, separated by commas, by default 10,50,250; a VAE has none."""
+    sampler: str | None = None
+    """One or more of ancestral (the default), ddim, dpm-solver, heun, separated by commas."""
     eta: float | None = None
     """Of ddim: 0 is deterministic, 1 is ancestral."""
     grid: str | None = None
@@ -138,20 +138,24 @@ class Fd:
         """Sample and compare for every sampler and number of steps asked for, and print the table."""
         if self.n < 2:
             raise ValueError(f"fd: n is {self.n}; allowed: an integer >= 2")
-        parts = self.steps.split(",")
+        parts = (self.steps or "10,50,250").split(",")
         if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
             raise ValueError(f"fd: steps are {self.steps!r}; allowed: integers >= 1, separated by commas")
         model = load(self.model).to(default_device())
         check_fit(model, digits())
+        if isinstance(model, Restorer):
+            raise ValueError("fd: model is a restorer, which needs images; allowed: a model that draws them by itself")
         common: Any = {"seed": self.seed, "batch_size": self.batch_size, "mixture": self.mixture}
         options = {"eta": self.eta, "grid": self.grid, "betas": self.betas, "variance": self.variance}
         walks: list[tuple[str, int | None, Any]] = [
             (name.strip(), int(part), {"sampler": name.strip(), "steps": int(part), **options})
-            for name in self.sampler.split(",")
+            for name in (self.sampler or "ancestral").split(",")
             for part in parts
         ]
-        if isinstance(model, HVAE):  # its chain is its own
-            walks = [("vae", None, options)]
+        if isinstance(model, HVAE):  # its chain is its own, and `sample` refuses what is asked for
+            walks = [("vae", None, {"sampler": self.sampler, **options})]
+            if self.steps is not None:
+                raise ValueError(f"fd: steps are {self.steps!r} for a VAE, which has one chain; allowed: none")
         for _, _, walk in walks:  # checks them all before the first long run
             sample(model, 0, **walk, **common)
         if not self.json:

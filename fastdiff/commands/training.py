@@ -60,9 +60,14 @@ class Train:
         model: Any = state.model
         parameters, config = sum(p.numel() for p in model.parameters()), state.config
         print(f"{self.preset}: {parameters:,} parameters, {config.steps} steps of {config.batch_size} images, in {out}")
-        outcome = runs.run(out, state, data, save_every=self.save_every)
+        go_on = f"fastdiff train {self.preset} --out {out} --resume"
+        try:
+            outcome = runs.run(out, state, data, save_every=self.save_every)
+        except KeyboardInterrupt:
+            print(f"interrupted after step {state.step}; go on with: {go_on}")
+            raise
         if outcome.stopped_by is not None:
-            print(f"stopped after step {outcome.step}; go on with: fastdiff train {self.preset} --out {out} --resume")
+            print(f"stopped after step {outcome.step}; go on with: {go_on}")
             return 128 + outcome.stopped_by
         if outcome.evaluation is not None:
             print(f"held-out bits/dim of the averaged weights, in {out}:")

@@ -27,8 +27,16 @@ MODELS: dict[str, tuple[type[Model], type]] = {
 
 
 def model_of(config: Any) -> Model:
-    """Build the model that a configuration is of, with fresh weights."""
-    return next(model for model, config_type in MODELS.values() if type(config) is config_type)(config)
+    """Build the model that a configuration is of, with fresh weights.
+
+    Raises:
+        TypeError: what is no configuration of a model.
+    """
+    for model, config_type in MODELS.values():
+        if type(config) is config_type:
+            return model(config)
+    names = ", ".join(config_type.__name__ for _, config_type in MODELS.values())
+    raise TypeError(f"model_of: config is {config!r}; allowed: {names}")
 
 
 def build(kind: Any, config: Any, where: str) -> Model:

@@ -28,6 +28,11 @@ class Downsample:
                 f"Downsample: kind {self.kind!r}, factor {self.factor}; allowed: 'downsample', an integer >= 2"
             )
 
+    @property
+    def limit(self) -> float:
+        """Bound on the absolute value of what is left of images in [-1, 1]."""
+        return 1.0
+
     def shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Shape of what is left of images (C, H, W).
 
@@ -69,6 +74,11 @@ class AddNoise:
             raise ValueError(
                 f"AddNoise: kind {self.kind!r}, deviation {self.deviation}; allowed: 'noise', a number > 0"
             )
+
+    @property
+    def limit(self) -> float:
+        """Bound on the absolute value of what is left of images in [-1, 1]: eight deviations of noise beyond 1."""
+        return 1.0 + 8.0 * self.deviation
 
     def shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Shape of what is left of images (C, H, W): the same."""

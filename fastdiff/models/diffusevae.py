@@ -8,10 +8,12 @@ reconstruction term of the first stage: p(x, z) = p(z) p(x | x_hat(z)).
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..config import differences
 from ..kernels import Noise
 from .base import Model
 from .hvae import HVAE, HVAEConfig
@@ -38,6 +40,7 @@ class DiffuseVAE(Refined):
     """A frozen VAE and a `Refiner` on its pictures; see the module for the bound."""
 
     kind = "diffusevae"
+    has_first_stage = False  # whether the VAE's weights were taken from one that was trained, or loaded
     config: DiffuseVAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: DiffuseVAEConfig) -> None:
@@ -51,10 +54,17 @@ class DiffuseVAE(Refined):
         Raises:
             ValueError: a VAE of another configuration.
         """
-        if not isinstance(vae, HVAE) or vae.config != self.config.vae:
-            given = getattr(vae, "config", vae)
-            raise ValueError(f"DiffuseVAE: the first stage is {given}; allowed: {self.config.vae}")
+        if not isinstance(vae, HVAE):
+            raise ValueError(f"DiffuseVAE: the first stage is a {type(vae).__name__}; allowed: a VAE")
+        if vae.config != self.config.vae:
+            raise ValueError(f"DiffuseVAE: the first stage has {differences(vae.config, self.config.vae)}")
         self.vae.load_state_dict(vae.state_dict())
+        self.has_first_stage = True
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """As `torch.nn.Module.load_state_dict`; what is loaded has its first stage."""
+        self.has_first_stage = True
+        return super().load_state_dict(*arguments, **options)
 
     def train(self, mode: bool = True) -> "DiffuseVAE":
         """Set the mode of the second stage; the frozen first stage stays in eval mode."""

@@ -10,6 +10,7 @@ which is an ordinary DDPM in y_t = x_t - x_hat for t >= 1, with y_0 = x_0; its p
 """
 
 import copy
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -120,6 +121,11 @@ class Refined(Model):
     def given_shape(self) -> tuple[int, int, int]:
         """Shape of what `fastdiff.sample` can be given for one image: here the picture itself."""
         return self.shape
+
+    @property
+    def given_limit(self) -> float:
+        """Bound on the absolute value of what can be given; here there may be noise of any size on a picture."""
+        return math.inf
 
     def picture_from(self, given: Tensor) -> Tensor:
         """Turn what was given, float [B, ...] of `given_shape`, into x_hat [B, C, H, W]."""

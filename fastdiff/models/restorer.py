@@ -49,6 +49,11 @@ class Restorer(Refined):
         """Shape of a degraded image."""
         return self.config.degradation.shape(self.shape)
 
+    @property
+    def given_limit(self) -> float:
+        """Bound on the absolute value of a degraded image."""
+        return self.config.degradation.limit
+
     def picture_from(self, given: Tensor) -> Tensor:
         """Bring degraded images, float [B, ...], to full size."""
         return self.config.degradation.picture(given)

@@ -38,14 +38,18 @@ def drawing() -> Any:
     return plt
 
 
-def draw_digits(axis: Any, levels: list[list[int]]) -> None:
-    """Draw digits, each given as its 64 levels, side by side into an axis."""
+def draw_digits(axis: Any, levels: list[list[int]], label: str) -> None:
+    """Draw digits, each given as its 64 levels, side by side into an axis, with a label on their left."""
     images = np.pad(np.array(levels).reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)), constant_values=8)
     axis.imshow(np.concatenate(list(images), axis=1), cmap="gray", vmin=0, vmax=16, interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
+    axis.set_xticks([])
+    axis.set_yticks([4.5], [label])
+    axis.tick_params(length=0)
     axis.grid(visible=False)
+    for side in axis.spines.values():
+        side.set_visible(False)
 
 
-def save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path, **options: Any) -> None:
     """Write a figure without the date and the version, so that the same numbers give the same file."""
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(path, metadata={"Software": None}, **options)

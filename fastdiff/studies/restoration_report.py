@@ -88,8 +88,7 @@ def _draw(results: dict[str, Any], degradation: str, path: Path) -> None:
     labels = ["digits", *WAYS.values()]
     figure, axes = plt.subplots(len(rows), 1, figsize=(7.2, 0.72 * len(rows) + 0.3))
     for axis, label, levels in zip(axes, labels, rows, strict=True):
-        draw_digits(axis, levels)
-        axis.set_ylabel(label, rotation=0, ha="right", va="center")
+        draw_digits(axis, levels, label)
     axes[0].set_title(TITLES[degradation])
-    save(figure, path)
+    save(figure, path, bbox_inches="tight")  # the layout does not count the labels of images
     plt.close(figure)

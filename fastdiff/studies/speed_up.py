@@ -34,7 +34,7 @@ IMAGES = 1500
 WALKS: dict[str, dict[str, Any]] = {
     **{f"ddim-{n}": {"steps": n, "sampler": "ddim"} for n in STEPS},
     **{f"ancestral-{n}": {"steps": n, "variance": "small"} for n in STEPS},
-    **{f"betas-{n}": {"steps": n, "variance": "large", "betas": pair} for n, pair in BETAS.items()},
+    **{f"betas-{n}": {"steps": n, "variance": "small", "betas": pair} for n, pair in BETAS.items()},
 }
 MIXTURE_WALKS = {f"mixture-{n}": WALKS[f"ddim-{n}"] for n in FEW}  # the same, with z from a mixture
 

@@ -26,7 +26,7 @@ def write_report(results: dict[str, Any], out: Path) -> None:
     """Write ``speed-up.md`` and its pictures."""
     _draw(results, out / "speed-up.png")
     _draw_samples(results, out / "speed-up-samples.png")
-    parts = [_head(results), _table(results), _answers(results), _why(results), _bounds(results)]
+    parts = [_head(results), _short(results), _table(results), _answers(results), _why(results), _bounds(results)]
     (out / "speed-up.md").write_text("\n\n".join(parts) + "\n")
 
 
@@ -80,6 +80,19 @@ own. FD-digits of {results["images"]} samples against the training digits, the s
 error over the seeds (of training and of sampling), its relative size pooled over the three models."""
 
 
+def _short(results: dict[str, Any]) -> str:
+    """The answer in a sentence: where DiffuseVAE 1 by DDIM is nearer to the digits than the DDPM, and where farther."""
+    words = {"lower": "nearer to the digits", "higher": "farther from them", "not told apart": "not told apart"}
+    said = []
+    for sampler, z in (("ddim", "the VAE's prior"), ("mixture", "a mixture")):
+        steps: dict[str, list[str]] = {}
+        for n in SAMPLERS[sampler][1]:
+            steps.setdefault(compare(results, "diffusevae1", "ddpm", f"{sampler}-{n}")[1], []).append(str(n))
+        found = [f"{words[verdict]} at {', '.join(cases)} steps" for verdict, cases in steps.items()]
+        said.append(f"with z from {z} it is {' and '.join(found)}")
+    return textwrap.fill(f"In short, DiffuseVAE 1 against the DDPM, both by DDIM: {'; '.join(said)}.", 118)
+
+
 def _table(results: dict[str, Any]) -> str:
     parts = []
     for sampler, (title, steps) in SAMPLERS.items():
@@ -94,13 +107,14 @@ def _table(results: dict[str, Any]) -> str:
     betas = ", ".join(f"{first:g} to {last:g} at {n}" for n, (first, last) in BETAS.items())
     prior, mixture = _own(results)
     size = COMPONENTS * (1 + 16 + 16 * 17 // 2) - 1
-    parts.append(
-        f"""Few betas: evenly spaced from {betas} steps
-(DiffuseVAE's table 3). The other samplers take steps even in time; ancestral steps have the
-posterior's variance, those of few betas beta, the authors' default. The mixture has {COMPONENTS}
-components ({size:,} numbers, not counted above), fitted to the latents of the training images (`fastdiff mixture`). The
-VAEs' own pictures are at {prior:.1f} with z from their prior, and at {mixture:.1f} with z from the mixture."""
+    notes = (
+        f"Few betas: evenly spaced from {betas} steps (DiffuseVAE's table 3). The other samplers take steps even in "
+        "time; ancestral steps have the posterior's variance. "
+        f"The mixture has {COMPONENTS} components ({size:,} numbers, not counted above), fitted to the latents of the "
+        "training images (`fastdiff mixture`). "
+        f"The VAEs' own pictures are at {prior:.1f} with z from their prior and at {mixture:.1f} with the mixture's."
     )
+    parts.append(textwrap.fill(notes, 118, break_on_hyphens=False))
     parts.append("![FD-digits against the number of steps](speed-up.png)")
     parts.append(
         "![Samples of DDPM, DiffuseVAE 1 and DiffuseVAE 2 by DDIM](speed-up-samples.png)\n\n"
@@ -151,8 +165,8 @@ def _why(results: dict[str, Any]) -> str:
         f"The VAEs' pictures are at {prior:.1f} with z from the prior and at {mixture:.1f} with z from the mixture;",
         f"refined by DiffuseVAE 1 they are at {refined:.1f} (DDIM, {STEPS[-1]} steps)",
         f"and {better:.1f} ({FEW[-1]} steps).",
-        "So it is the prior's z that keeps a DiffuseVAE from the digits however many steps it takes: the encoder "
-        "leaves much of N(0, I) unused, and no step mends a picture of what is no digit."
+        "So it is the prior's z that keeps a DiffuseVAE from the digits however many steps it takes: it draws z that "
+        "the encoder does not give, and no step mends what the VAE makes of them."
         if refined > 2.0 * better
         else "The mixture changes that little: the prior's z are not what limits a DiffuseVAE here.",
         f"At {FEW[0]} steps DiffuseVAE 1 with the mixture has {one:.2f} times the DDPM's distance:",
@@ -186,11 +200,14 @@ def _draw(results: dict[str, Any], path: Path) -> None:
         for name, label in MODELS.items():
             points = [summary(results, name, f"{sampler}-{n}") for n in steps]
             means, errors = zip(*points, strict=True)
-            axis.errorbar(steps, means, errors, marker="o", markersize=4, capsize=3, label=label)
+            style = "--" if name == "diffusevae2" else "-"  # which may lie on that of formulation 1
+            axis.errorbar(steps, means, errors, linestyle=style, marker="o", markersize=4, capsize=3, label=label)
         axis.set(xscale="log", yscale="log", xlabel="steps", title=title)
         axis.set_xticks(steps, [str(n) for n in steps])
         axis.minorticks_off()
     axes[0].set(ylabel="FD-digits")
+    axes[0].set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+    axes[0].minorticks_off()
     axes[0].legend(frameon=False)
     save(figure, path)
     plt.close(figure)
@@ -203,7 +220,6 @@ def _draw_samples(results: dict[str, Any], path: Path) -> None:
     rows = [(f"{label}, {n} steps", pictures[f"{name}-{n}"]) for n in steps for name, label in MODELS.items()]
     figure, axes = plt.subplots(len(rows), 1, figsize=(8.4, 0.5 * len(rows)))
     for axis, (label, levels) in zip(axes, rows, strict=True):
-        draw_digits(axis, levels)
-        axis.set_ylabel(label, rotation=0, ha="right", va="center")
-    save(figure, path)
+        draw_digits(axis, levels, label)
+    save(figure, path, bbox_inches="tight")  # the layout does not count the labels of images
     plt.close(figure)

@@ -102,7 +102,10 @@ def test_info(capsys):
         (["train", "vdm-cifar10", "--out", "x"], "cifar10"),
         (["train", "diffusevae-digits", "--out", "x"], "without a first stage; allowed: --first-stage FOLDER"),
         (["train", "digits", "--first-stage", "MODEL", "--out", "x"], "for a vdm; allowed: for a DiffuseVAE"),
-        (["train", "diffusevae-digits", "--first-stage", "MODEL", "--out", "x"], "the first stage is VDMConfig"),
+        (
+            ["train", "diffusevae-digits", "--first-stage", "MODEL", "--out", "x"],
+            "the first stage is a VDM; allowed: a VAE",
+        ),
     ],
 )
 def test_errors_are_one_line(tmp_path, tmp_path_factory, capsys, monkeypatch, arguments, message):
@@ -191,6 +194,20 @@ def test_distances_of_samples(tmp_path, capsys):
     )
 
 
+def test_distances_of_a_vae(tmp_path, capsys):
+    small_vae(2).save(tmp_path / "vae")
+    code, out, err = run(capsys, "fd", str(tmp_path / "vae"), "--n", "40", "--json")
+    assert code == 0, err
+    assert [json.loads(line)["sampler"] for line in out.splitlines()] == ["held-out", "vae"]
+    for option, message in (
+        (["--steps", "3"], "steps are '3' for a VAE"),
+        (["--sampler", "heun"], "sampler is 'heun' for"),
+    ):
+        code, _, err = run(capsys, "fd", str(tmp_path / "vae"), *option)
+        assert code == 2
+        assert message in err
+
+
 def test_two_stages_from_the_command_line(tmp_path, capsys, monkeypatch):
     """Sample, walk and evaluate both stages, and refuse what they have not."""
     monkeypatch.chdir(tmp_path)
@@ -226,24 +243,26 @@ def test_reconstruction_from_the_command_line(tmp_path, capsys, monkeypatch):
     small_diffusevae(1).save("two")
     code, out, err = run(capsys, "reconstruct", "vae", "--n", "3")
     assert code == 0, err
-    assert out.startswith("PSNR of what came of it: ")
+    assert out.startswith("PSNR of what the model made of them: ")
+    assert "(3 columns; rows: the images, what the model made of them)" in out
     with Image.open("reconstructions.png") as picture:
         assert picture.width > picture.height
     few = ["reconstruct", "two", "--n", "3", "--steps", "3", "--degradation", "down-2", "--out", "down.png"]
     code, out, err = run(capsys, *few)
     assert code == 0, err
     assert [line.split(":")[0] for line in out.splitlines()[:2]] == [
-        "PSNR of what it began with", "PSNR of what came of it",
+        "PSNR of the degraded images", "PSNR of what the model made of them",
     ]  # fmt: skip
     for text, message in {
         "down-3": "factor 3 for images (1, 8, 8); allowed: a divisor of the height and the width",
-        "down-x": "allowed: down-FACTOR or noise-DEVIATION",
-        "noise-0": "deviation 0.0; allowed: 'noise', a number > 0",
-        "blur": "degradation is 'blur'; allowed: down-FACTOR or noise-DEVIATION, such as down-2",
+        "down-x": "degradation is 'down-x'; allowed: down-FACTOR or noise-DEVIATION",
+        "noise-0": "degradation is 'noise-0'; allowed: down-FACTOR or noise-DEVIATION, numbers > 0",
+        "blur": "degradation is 'blur'; allowed: down-FACTOR or noise-DEVIATION, numbers > 0",
     }.items():
         code, _, err = run(capsys, "reconstruct", "two", "--degradation", text)
         assert code == 2, text
         assert message in err
+    assert "the VAE's pictures" in run(capsys, "reconstruct", "two", "--n", "1", "--steps", "2")[1]
     code, _, err = run(capsys, "reconstruct", "vae", "--steps", "3")
     assert code == 2
     assert "steps for a VAE, which refines nothing" in err

@@ -150,8 +150,18 @@ def test_round_trip_and_first_stage(tmp_path):
     other = refined(1, seed=5)
     other.take_first_stage(model.vae)
     assert torch.equal(other.picture(torch.ones(1, 5)), model.picture(torch.ones(1, 5)))
-    with pytest.raises(ValueError, match=r"first stage is HVAEConfig\(.*depth=3.*allowed: HVAEConfig"):
+    with pytest.raises(ValueError, match="first stage has depth 3; allowed: depth 1"):
         other.take_first_stage(refined(1, depth=3).vae)
+
+
+def test_no_training_without_a_first_stage():
+    fresh = DiffuseVAE(DiffuseVAEConfig((1, 8, 8), 17, vae=VAE, refiner=REFINER))
+    with pytest.raises(ValueError, match=r"a DiffuseVAE without a first stage; allowed: after take_first_stage"):
+        next(train(TrainState(fresh, TrainConfig("digits", steps=1, batch_size=2, loss="simple")), digits()))
+    with pytest.raises(ValueError, match="the first stage is a Refiner; allowed: a VAE"):
+        fresh.take_first_stage(fresh.refiner)
+    fresh.load_state_dict(refined(1).state_dict())
+    assert fresh.has_first_stage
 
 
 WRONG = {

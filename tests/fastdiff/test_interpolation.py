@@ -96,16 +96,30 @@ def test_strips_of_every_model(model, vary):
 
 def test_strips_that_are_none():
     wrong = {
-        r"vary is 'colour', rows is 2; allowed: latent, noise, class": (small(), {"vary": "colour"}),
-        r"rows is 0; allowed: .*at least one row": (small(), {"vary": "noise", "rows": 0}),
-        r"vary is 'noise' for a hvae; allowed": (small_vae(1), {"vary": "noise"}),
-        r"vary is 'latent' for a vdm; allowed": (small(), {"vary": "latent"}),
+        "vary is 'colour' for a DiffuseVAE; allowed: latent, noise, class": (small_diffusevae(1), {"vary": "colour"}),
+        "vary is 'noise' for a HVAE; allowed: latent, class": (small_vae(1), {"vary": "noise"}),
+        "vary is 'latent' for a VDM; allowed: noise": (small(), {"vary": "latent"}),
+        "rows is 0; allowed: an integer >= 1": (small(), {"vary": "noise", "rows": 0}),
+        "count is 1; allowed: an integer >= 2": (small(), {"vary": "noise", "count": 1}),
         r"without labelled data; allowed: data with labels": (small_vae(1), {"vary": "class"}),
-        r"in 1; allowed: equal shapes, at least 2": (small(), {"vary": "noise", "count": 1}),
     }
     for message, (model, change) in wrong.items():
         with pytest.raises(ValueError, match=message):
             strips(model, **({"rows": 2, "count": 3, "steps": 2} | change))
+
+
+def test_latents_that_are_not_finite():
+    with pytest.raises(ValueError, match="latents hold values that are not finite; allowed: finite ones"):
+        render(small_vae(1), torch.full((1, 5), float("nan")))
+
+
+def test_class_directions_of_a_diffusevae_are_those_of_its_vae():
+    model, data = small_diffusevae(1), digits()
+    images, labels = data.train_images[:50], torch.arange(50) % 2
+    ours, theirs = (class_direction(each, images, labels, 0, 1) for each in (model, model.vae))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    with pytest.raises(ValueError, match=r"labels have shape \(9,\); allowed: \(50,\)"):
+        class_direction(model, images, labels[:9], 0, 1)
 
 
 def test_a_restorer_has_nothing_to_walk_through():

@@ -43,6 +43,8 @@ def test_psnr_by_its_definition():
         assert abs(float(value) - 10 * math.log10(16**2 / (sum(squares) / 64))) < 1e-12
     torch.testing.assert_close(psnr(X, centre(y, 17), 17), psnr(X, y, 17), rtol=0, atol=1e-5)
     assert psnr(X, X, 17).isinf().all()
+    with pytest.raises(ValueError, match=r"others lie in 0 .. 16; allowed: levels as torch.uint8, or as"):
+        psnr(X, X.float(), 17)
     with pytest.raises(TypeError, match=r"images have dtype torch.float32; allowed: torch.uint8"):
         psnr(X.float(), y, 17)
     with pytest.raises(ValueError, match=r"\(6, 1, 8, 8\) and \(5, 1, 8, 8\), 17 levels; allowed: equal shapes"):

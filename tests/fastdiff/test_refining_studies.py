@@ -169,7 +169,7 @@ def test_the_report_on_restoration(tmp_path):
 REPORTS = {
     "schedules": noise_schedules_report,
     "latent-steps": latent_steps_report,
-    # "speed-up": speed_up_report,
+    "speed-up": speed_up_report,
     # "restoration": restoration_report,
 }
 

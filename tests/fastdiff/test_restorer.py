@@ -233,6 +233,11 @@ REQUESTS = [
     (restorer, {"given": torch.zeros(3, 1, 4, 4)}, "given has shape (3, 1, 4, 4)" + ALLOWED),
     (restorer, {"given": LESS["given"].byte() + 17}, "given holds the level 17; allowed: 0 .. 16"),
     (restorer, {"given": LESS["given"] + math.nan}, "given holds values that are not finite; allowed: finite ones"),
+    (
+        restorer,
+        {"given": LESS["given"] + 100},
+        "given lies in 100 .. 100; allowed: within ±1, levels as `kernels.centre` brings them into [-1, 1]",
+    ),
     (restorer, {"given": LESS["given"].long()}, "given is torch.int64" + TENSOR),
     (restorer, {"given": [0.0]}, "given is a list" + TENSOR),
     (small_diffusevae, LESS, "given has shape (2, 1, 4, 4); allowed: (2, 1, 8, 8)"),

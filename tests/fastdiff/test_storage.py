@@ -17,6 +17,8 @@ from tiny import small
 import fastdiff
 from fastdiff import storage
 from fastdiff.checkpoint import embedded_names
+from fastdiff.config import differences
+from fastdiff.models import AddNoise, ConvVAEConfig, Downsample, HVAEConfig
 from fastdiff.storage import CheckpointError, read_folder, write_folder
 
 
@@ -228,3 +230,11 @@ def test_a_manifest_cannot_reach_outside_its_folder(saved):
 def test_embedded_models_are_listed_and_unknown_names_are_errors():
     with pytest.raises(CheckpointError, match="no model 'digit'; allowed: .*one of: " + ", ".join(embedded_names())):
         fastdiff.load("digit")
+
+
+def test_differences_of_configurations():
+    one = HVAEConfig((1, 8, 8), 17, network=ConvVAEConfig(widths=(8,)))
+    other = HVAEConfig((1, 8, 8), 17, depth=2, network=ConvVAEConfig(widths=(8, 16)))
+    assert differences(one, other) == "depth 1, network.widths (8,); allowed: depth 2, network.widths (8, 16)"
+    kinds = differences(AddNoise(), Downsample())
+    assert kinds == "deviation 0.5, kind noise; allowed: kind downsample, factor 2"

@@ -298,8 +298,15 @@ class TestRuns:
         save_training(tmp_path / "step-00000003", stepped(3))
         own = runs.resume(tmp_path, {}).model.config
         assert runs.resume(tmp_path, {}, model=own).step == 3
-        with pytest.raises(runs.RunError, match=r"holds a run of another model \(vdm\); allowed: the preset"):
+        with pytest.raises(runs.RunError, match=r"of another model, with gamma_0 -8.0; allowed: gamma_0 -7.0"):
             runs.resume(tmp_path, {}, model=replace(own, gamma_0=-7.0))
+
+    def test_a_finished_run_writes_its_last_evaluation_again(self, tmp_path):
+        data = part(digits(), 40)
+        runs.run(tmp_path, self.start(tmp_path), data, progress=False)
+        before = (tmp_path / "metrics.jsonl").read_text()
+        runs.run(tmp_path, runs.resume(tmp_path, {}), data, progress=False)
+        assert (tmp_path / "metrics.jsonl").read_text() == before
 
     def test_metrics_after_the_checkpoint_are_dropped_and_torn_lines_too(self, tmp_path):
         save_training(tmp_path / "step-00000003", stepped(3))
