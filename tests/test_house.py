@@ -60,6 +60,7 @@ FLOORS = [
         "studies.budget",
         "studies.runner",
         "studies.figures",
+        "studies.prose",
         "studies.statistics",
         "studies.noise_schedules_report",
         "studies.noise_schedules",

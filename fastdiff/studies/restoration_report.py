@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .figures import draw_digits, drawing, save
+from .prose import paragraph
 
 COMMAND = "fastdiff reproduce restoration"
 STEPS = 50  # of DDIM
@@ -34,26 +35,49 @@ def found(results: dict[str, Any], way: str, degradation: str, seed: int) -> dic
     return models[f"{way}-seed{seed}"][degradation]
 
 
+def mean(results: dict[str, Any], way: str, degradation: str, key: str) -> float:
+    """Mean over the seeds."""
+    seeds = results["budget"]["seeds"]
+    return sum(found(results, way, degradation, seed)[key] for seed in range(seeds)) / seeds
+
+
 def summary(results: dict[str, Any], way: str, degradation: str, key: str) -> str:
-    """Mean over the seeds and its standard error; the degraded images are the same for all."""
-    values = [found(results, way, degradation, seed)[key] for seed in range(results["budget"]["seeds"])]
-    mean = sum(values) / len(values)
+    """Mean over the seeds and its standard error, which the degraded images, of no model, are shown without."""
+    middle, seeds = mean(results, way, degradation, key), results["budget"]["seeds"]
     if way == "degraded":
-        return f"{mean:.1f}"
-    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-    return f"{mean:.1f} ± {spread:.1f}"
+        return f"{middle:.1f}"
+    squares = sum((found(results, way, degradation, seed)[key] - middle) ** 2 for seed in range(seeds))
+    return f"{middle:.1f} ± {math.sqrt(squares / (seeds - 1) / seeds):.1f}"
 
 
 def _head(results: dict[str, Any]) -> str:
     budget = results["budget"]
-    return f"""# Refining other pictures: super-resolution and denoising
+    text = f"""
+    Written by `{COMMAND}` from `restoration.json`. The 297 held-out digits are degraded and restored: by the VAE, which
+    reconstructs the degraded image; by the second stage of a DiffuseVAE (formulation 1) that has seen its own VAE's
+    pictures alone; and by a second stage of the same size that was trained on the degraded images. All are trained for
+    {budget["steps"]} steps with {budget["seeds"]} seeds, and sampled by DDIM in {STEPS} steps; ± is the standard error
+    over the seeds. The VAE's reconstructions of the images themselves, which the second stage knows, are at
+    {_own(results, "vae")}; refined, at {_own(results, "diffusevae1")}."""
+    title = "# Refining other pictures: super-resolution and denoising"
+    return "\n\n".join([title, paragraph(text), paragraph(_short(results))])
 
-Written by `{COMMAND}` from `restoration.json`. The 297 held-out digits are degraded and restored: by the VAE, which
-reconstructs the degraded image; by the second stage of a DiffuseVAE (formulation 1) that has seen its own VAE's
-pictures alone; and by a second stage of the same size that was trained on the degraded images. All are trained for
-{budget["steps"]} steps with {budget["seeds"]} seeds, and sampled by DDIM in {STEPS} steps; ± is the standard error over
-the seeds. The VAE's reconstructions of the images themselves, which the second stage knows, are at
-{_own(results, "vae")}; refined, at {_own(results, "diffusevae1")}."""
+
+def _short(results: dict[str, Any]) -> str:
+    """Who comes nearest, counted from the means."""
+    counts = {}
+    for way in ("restorer", "diffusevae1"):
+        others = [other for other in WAYS if other != way] if way == "restorer" else ["degraded"]
+        for key, sign in (("psnr", 1.0), ("fd", -1.0)):
+            counts[way, key] = sum(
+                all(sign * (mean(results, way, name, key) - mean(results, other, name, key)) > 0 for other in others)
+                for name in TITLES
+            )
+    trained, other = ([counts[way, key] for key in ("psnr", "fd")] for way in ("restorer", "diffusevae1"))
+    return f"""
+    In short: of {len(TITLES)} degradations, the second stage that was trained for one comes nearest of all by PSNR in
+    {trained[0]} and by FD-digits in {trained[1]}; the one that was not improves on the degraded image by PSNR in
+    {other[0]} and by FD-digits in {other[1]}."""
 
 
 def _own(results: dict[str, Any], way: str) -> str:
@@ -70,10 +94,10 @@ def _tables(results: dict[str, Any]) -> list[str]:
             cells = [summary(results, way, degradation, key) for way in WAYS]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
-    parts.append(
-        "A restored digit is one sample of what the digit may have been, not their mean, which would have the higher\n"
-        "PSNR. FD-digits of 297 images compares within this table alone."
-    )
+    note = """
+    A restored digit is one sample of what the digit may have been, not their mean, which would have the higher PSNR.
+    FD-digits of 297 images compares within this table alone."""
+    parts.append(paragraph(note))
     return parts
 
 

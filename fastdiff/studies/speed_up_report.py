@@ -1,11 +1,11 @@
 """The document of the study of DiffuseVAE's speed-up, written from its numbers alone."""
 
 import math
-import textwrap
 from pathlib import Path
 from typing import Any
 
 from .figures import draw_digits, drawing, save
+from .prose import paragraph
 from .statistics import critical
 
 COMMAND = "fastdiff reproduce speed-up"
@@ -71,13 +71,13 @@ def compare(results: dict[str, Any], one: str, other: str, walk: str) -> tuple[f
 def _head(results: dict[str, Any]) -> str:
     budget = results["budget"]
     sizes = sorted(row["parameters"] for name, row in results["models"].items() if not name.startswith("vae"))
-    return f"""# Does a VAE's picture save steps?
-
-Written by `{COMMAND}` from `speed-up.json`. A DDPM and DiffuseVAEs of both formulations, {sizes[0]:,} to
-{sizes[-1]:,} parameters in all (a DiffuseVAE's two stages together), each trained for {budget["steps"]} optimiser steps
-of 64 digits with {budget["seeds"]} seeds, on L_simple, at all noise levels; the VAE beneath has as many steps of its
-own. FD-digits of {results["images"]} samples against the training digits, the smaller the better; ± is the standard
-error over the seeds (of training and of sampling), its relative size pooled over the three models."""
+    text = f"""
+    Written by `{COMMAND}` from `speed-up.json`. A DDPM and DiffuseVAEs of both formulations, {sizes[0]:,} to
+    {sizes[-1]:,} parameters in all (a DiffuseVAE's two stages together), each trained for {budget["steps"]} optimiser
+    steps of 64 digits with {budget["seeds"]} seeds, on L_simple, at all noise levels; the VAE beneath has as many steps
+    of its own. FD-digits of {results["images"]} samples against the training digits, the smaller the better; ± is the
+    standard error over the seeds (of training and of sampling), its relative size pooled over the three models."""
+    return "# Does a VAE's picture save steps?\n\n" + paragraph(text)
 
 
 def _short(results: dict[str, Any]) -> str:
@@ -90,7 +90,7 @@ def _short(results: dict[str, Any]) -> str:
             steps.setdefault(compare(results, "diffusevae1", "ddpm", f"{sampler}-{n}")[1], []).append(str(n))
         found = [f"{words[verdict]} at {', '.join(cases)} steps" for verdict, cases in steps.items()]
         said.append(f"with z from {z} it is {' and '.join(found)}")
-    return textwrap.fill(f"In short, DiffuseVAE 1 against the DDPM, both by DDIM: {'; '.join(said)}.", 118)
+    return paragraph(f"In short, DiffuseVAE 1 against the DDPM, both by DDIM: {'; '.join(said)}.")
 
 
 def _table(results: dict[str, Any]) -> str:
@@ -107,14 +107,12 @@ def _table(results: dict[str, Any]) -> str:
     betas = ", ".join(f"{first:g} to {last:g} at {n}" for n, (first, last) in BETAS.items())
     prior, mixture = _own(results)
     size = COMPONENTS * (1 + 16 + 16 * 17 // 2) - 1
-    notes = (
-        f"Few betas: evenly spaced from {betas} steps (DiffuseVAE's table 3). The other samplers take steps even in "
-        "time; ancestral steps have the posterior's variance. "
-        f"The mixture has {COMPONENTS} components ({size:,} numbers, not counted above), fitted to the latents of the "
-        "training images (`fastdiff mixture`). "
-        f"The VAEs' own pictures are at {prior:.1f} with z from their prior and at {mixture:.1f} with the mixture's."
-    )
-    parts.append(textwrap.fill(notes, 118, break_on_hyphens=False))
+    notes = f"""
+    Few betas: evenly spaced from {betas} steps (DiffuseVAE's table 3). The other samplers take steps even in time;
+    ancestral steps have the posterior's variance. The mixture has {COMPONENTS} components ({size:,} numbers, not
+    counted above), fitted to the latents of the training images (`fastdiff mixture`). The VAEs' own pictures are at
+    {prior:.1f} with z from their prior and at {mixture:.1f} with the mixture's."""
+    parts.append(paragraph(notes))
     parts.append("![FD-digits against the number of steps](speed-up.png)")
     parts.append(
         "![Samples of DDPM, DiffuseVAE 1 and DiffuseVAE 2 by DDIM](speed-up-samples.png)\n\n"
@@ -126,8 +124,10 @@ def _table(results: dict[str, Any]) -> str:
 def _answers(results: dict[str, Any]) -> str:
     parts = [
         "## The claims",
-        "Ratios of FD-digits, geometric means over the seeds; bold where 95 % of Student's t, unpaired, tells them\n"
-        "from 1: of 20 ratios that were 1 about one would be bold by chance.",
+        paragraph(
+            "Ratios of FD-digits, geometric means over the seeds; bold where 95 % of Student's t, unpaired, tells them "
+            "from 1: of 20 ratios that were 1 about one would be bold by chance."
+        ),
     ]
     for one, other in (("diffusevae1", "ddpm"), ("diffusevae2", "ddpm"), ("diffusevae2", "diffusevae1")):
         counts = {"lower": 0, "higher": 0, "not told apart": 0}
@@ -174,10 +174,10 @@ def _why(results: dict[str, Any]) -> str:
     ]
     if mixture <= better:
         said.append(
-            "With the mixture the VAE's own pictures are no farther from the digits than the refined ones: on images "
-            "of 8×8 pixels FD-digits does not see what the second stage adds."
+            "With the mixture the VAE's own pictures are no farther from the digits than the refined ones: by "
+            "FD-digits the second stage adds nothing to the samples here."
         )
-    return "## Why\n\n" + textwrap.fill(" ".join(said), 118)
+    return "## Why\n\n" + paragraph(" ".join(said))
 
 
 def _bounds(results: dict[str, Any]) -> str:
@@ -186,11 +186,10 @@ def _bounds(results: dict[str, Any]) -> str:
         rows = [results["models"][f"{name}-seed{seed}"] for seed in range(results["budget"]["seeds"])]
         found = ", ".join("{bpd:.3f}".format(**row) for row in rows)
         lines.append(f"| {label} | {rows[0]['parameters']:,} | {found} |")
-    note = (
-        "The VAE is trained on its bound, the others on L_simple, whose weights are not the bound's. A\n"
-        "DiffuseVAE's bound holds the KL of its latent, which the DDPM need not pay."
-    )
-    return "\n".join(lines) + "\n\n" + note
+    note = """
+    The VAE is trained on its bound, the others on L_simple, whose weights are not the bound's. A DiffuseVAE's bound
+    holds the KL of its latent, which the DDPM need not pay."""
+    return "\n".join(lines) + "\n\n" + paragraph(note)
 
 
 def _draw(results: dict[str, Any], path: Path) -> None:

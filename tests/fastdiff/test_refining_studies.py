@@ -170,7 +170,7 @@ REPORTS = {
     "schedules": noise_schedules_report,
     "latent-steps": latent_steps_report,
     "speed-up": speed_up_report,
-    # "restoration": restoration_report,
+    "restoration": restoration_report,
 }
 
 
