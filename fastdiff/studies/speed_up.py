@@ -15,6 +15,7 @@ from typing import Any
 from ..datasets import digits
 from ..evaluation import evaluate
 from ..frechet import fd_digits
+from ..interpolation import VARIED, strips
 from ..latent_mixture import fit_mixture, scikit_learn
 from ..models import HVAE, ConvVAEConfig, DDPMConfig, DiffuseVAE, DiffuseVAEConfig, HVAEConfig, UNetConfig
 from ..sample import sample
@@ -83,6 +84,7 @@ def reproduce(out: Path, folder: Path, budget: Budget, workers: int) -> None:
         "images": IMAGES,
         "models": measure_arms(everything, folder, workers, measure, "speed-up", settings),
         "pictures": _pictures(everything, folder),
+        "strips": _strips(load_arm(next(arm for arm in everything if arm.name == "diffusevae2-seed0"), folder)),
     }
     (out / "speed-up.json").write_text(json.dumps(results) + "\n")
     write_report(results, out)
@@ -107,6 +109,12 @@ def measure(arm: Arm, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         found = fd_digits(images)
         distances[name] = [found.value, found.standard_error]
     return {"parameters": sum(p.numel() for p in model.parameters()), **result.row(), "distances": distances}
+
+
+def _strips(model: DiffuseVAE) -> dict[str, list[list[list[int]]]]:
+    """Two walks of 16 images through each thing that can be varied while the rest is held, as levels."""
+    walks = {vary: strips(model, vary, 2, 16, seed=0, steps=50, data=digits()) for vary in VARIED}
+    return {vary: images.flatten(1).view(2, 16, -1).tolist() for vary, images in walks.items()}
 
 
 def _pictures(everything: list[Arm], folder: Path) -> dict[str, list[list[int]]]:

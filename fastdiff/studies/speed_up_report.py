@@ -26,7 +26,9 @@ def write_report(results: dict[str, Any], out: Path) -> None:
     """Write ``speed-up.md`` and its pictures."""
     _draw(results, out / "speed-up.png")
     _draw_samples(results, out / "speed-up-samples.png")
+    _draw_strips(results, out / "speed-up-strips.png")
     parts = [_head(results), _short(results), _table(results), _answers(results), _why(results), _bounds(results)]
+    parts.append(_controls())
     (out / "speed-up.md").write_text("\n\n".join(parts) + "\n")
 
 
@@ -192,6 +194,13 @@ def _bounds(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n\n" + paragraph(note)
 
 
+def _controls() -> str:
+    text = """
+    Walks of DiffuseVAE 2, first seed, by DDIM in 50 steps (`fastdiff interpolate`): along a line between two z, between
+    the mean z of two classes, and on an arc between two x_T, everything else held. The digit is in z."""
+    return "## Two latents\n\n" + paragraph(text) + "\n\n![Walks through z and x_T](speed-up-strips.png)"
+
+
 def _draw(results: dict[str, Any], path: Path) -> None:
     plt = drawing()
     figure, axes = plt.subplots(1, len(SAMPLERS), figsize=(12.5, 3.7), sharey=True)
@@ -213,10 +222,20 @@ def _draw(results: dict[str, Any], path: Path) -> None:
 
 
 def _draw_samples(results: dict[str, Any], path: Path) -> None:
-    plt = drawing()
     pictures = results["pictures"]
     steps = sorted({int(key.rpartition("-")[2]) for key in pictures})
-    rows = [(f"{label}, {n} steps", pictures[f"{name}-{n}"]) for n in steps for name, label in MODELS.items()]
+    _draw_rows(
+        [(f"{label}, {n} steps", pictures[f"{name}-{n}"]) for n in steps for name, label in MODELS.items()], path
+    )
+
+
+def _draw_strips(results: dict[str, Any], path: Path) -> None:
+    titles = {"latent": "z to z", "class": "class to class", "noise": "x_T to x_T"}
+    _draw_rows([(title, walk) for vary, title in titles.items() for walk in results["strips"][vary]], path)
+
+
+def _draw_rows(rows: list[tuple[str, list[list[int]]]], path: Path) -> None:
+    plt = drawing()
     figure, axes = plt.subplots(len(rows), 1, figsize=(8.4, 0.5 * len(rows)))
     for axis, (label, levels) in zip(axes, rows, strict=True):
         draw_digits(axis, levels, label)

@@ -96,7 +96,8 @@ def speed_up_results() -> dict:
         }
     pictures = {f"{name}-{steps}": [[0] * 64] * 10 for name in speed_up_report.MODELS for steps in speed_up.SHOWN}
     budget = {"steps": 5, "seeds": 3, "draws": 10}
-    return {"budget": budget, "images": 1500, "models": models, "pictures": pictures}
+    strips = {vary: [[[0] * 64] * 16] * 2 for vary in ("latent", "class", "noise")}
+    return {"budget": budget, "images": 1500, "models": models, "pictures": pictures, "strips": strips}
 
 
 def test_the_verdicts_on_the_speed_up(tmp_path):
@@ -137,6 +138,10 @@ def test_what_the_studies_measure(tmp_path, monkeypatch):
     assert set(one["distances"]) == {"ddim-2", "mixture-2"}
     assert one["distances"]["ddim-2"] != two["distances"]["ddim-2"]
     assert set(speed_up.measure(everything["vae-seed0"], tmp_path, settings)["distances"]) == {"vae", "vae-mixture"}
+    shown = speed_up._strips(load(tmp_path / "diffusevae2-seed0/model"))
+    assert {vary: (len(walks), len(walks[0]), len(walks[0][0])) for vary, walks in shown.items()} == {
+        "latent": (2, 16, 64), "noise": (2, 16, 64), "class": (2, 16, 64),
+    }  # fmt: skip
     settings = {"walk": {"steps": 2, "sampler": "ddim"}, "shown": 3}
     found = restoration.measure(everything["noise-0.5-seed1"], tmp_path, settings)
     assert set(found) == {"noise-0.5", "degraded"}
