@@ -61,6 +61,7 @@ FLOORS = [
         "studies.runner",
         "studies.figures",
         "studies.prose",
+        "studies.study",
         "studies.statistics",
         "studies.noise_schedules_report",
         "studies.noise_schedules",

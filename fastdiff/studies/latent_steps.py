@@ -6,8 +6,7 @@ A VAE, hierarchical VAEs of depth 2, 4 and 8, DDPMs at T = 2, 10, 100, 1000 and 
 number of parameters, the same number of optimiser steps, each trained on its own bound, no labels and no augmentation.
 """
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from ..models import ConvVAEConfig, DDPMConfig, HVAEConfig, UNetConfig, VDMConfi
 from ..models.hvae import HVAE, active_units
 from ..training import TrainConfig
 from .budget import Budget
-from .figures import drawing
 from .latent_steps_report import write_report
-from .runner import Arm, load_arm, train_arms
+from .runner import Arm, load_arm
+from .study import Study
 
 DATA = {"shape": (1, 8, 8), "levels": 17}
 NETWORK = UNetConfig(widths=(32, 48), blocks=2, dropout=0.1)
@@ -47,17 +46,8 @@ def arms(budget: Budget) -> list[Arm]:
     ]
 
 
-def reproduce(out: Path, folder: Path, budget: Budget, workers: int) -> None:
-    """Train what is not trained, measure, and write ``latent-steps.json``, ``.md`` and the picture into ``out``.
-
-    Raises:
-        StudyError: models of other settings in ``folder``, or an interrupted training.
-        OSError: a folder that cannot be written.
-    """
-    drawing()  # asks for what the picture needs before the work
-    out.mkdir(parents=True, exist_ok=True)
-    everything = arms(budget)
-    train_arms(everything, folder, workers)
+def gather(everything: list[Arm], folder: Path, budget: Budget, workers: int) -> dict[str, Any]:
+    """Bounds on held-out and training images, and active units; ``workers`` is of no use here."""
     data, rows = digits(), {}
     for arm in tqdm(everything, desc="bounds", leave=False):
         model = load_arm(arm, folder)
@@ -69,7 +59,7 @@ def reproduce(out: Path, folder: Path, budget: Budget, workers: int) -> None:
         }  # fmt: skip
         if isinstance(model, HVAE):
             rows[arm.name]["active"] = active_units(model, data.test_images)
-    results = {"budget": asdict(budget), "models": rows}
-    (out / "latent-steps.json").write_text(json.dumps(results, indent=1) + "\n")
-    write_report(results, out)
-    print(f"wrote {out / 'latent-steps.md'}, its picture, and latent-steps.json")
+    return {"models": rows}
+
+
+STUDY = Study("latent-steps", arms, gather, write_report, Budget(steps=2000, seeds=2, draws=128), "latent-steps")

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from ..schedules import BetaLinearSchedule, CosineSchedule, LinearSchedule, Sche
 from ..training import TrainConfig
 from ..vlb import independent_times, stratified_times
 from .budget import Budget
-from .figures import drawing
 from .noise_schedules_report import SCHEDULES, write_report
-from .runner import Arm, load_arm, train_arms
+from .runner import Arm, load_arm
+from .study import Study
 
 GAMMA = (-8.0, 5.0)
 STEPS = [2**k for k in range(11)]
@@ -56,21 +56,10 @@ def arms(budget: Budget) -> list[Arm]:
     ]
 
 
-def reproduce(out: Path, folder: Path, budget: Budget, workers: int) -> None:
-    """Train what is not trained, measure, and write ``schedules.json``, ``schedules.md`` and its pictures into ``out``.
-
-    Raises:
-        StudyError: models of other settings in ``folder``, or an interrupted training.
-        OSError: a folder that cannot be written.
-    """
-    drawing()  # asks for what the pictures need before the work
-    out.mkdir(parents=True, exist_ok=True)
-    everything = arms(budget)
-    train_arms(everything, folder, workers)
-    models = {arm.name: load_arm(arm, folder) for arm in everything}
-    data = digits()
-    results = {
-        "budget": asdict(budget),
+def gather(everything: list[Arm], folder: Path, budget: Budget, workers: int) -> dict[str, Any]:
+    """The numbers of all claims; ``workers`` is of no use here."""
+    models, data = {arm.name: load_arm(arm, folder) for arm in everything}, digits()
+    return {
         "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
         "bound": _bounds(models, data, budget.draws),
         "variance": _variances(models, data, budget.draws),
@@ -81,9 +70,6 @@ def reproduce(out: Path, folder: Path, budget: Budget, workers: int) -> None:
         "gamma": _curves(models),
         "training": {name: _training(folder / name / "metrics.jsonl") for name in models},
     }
-    (out / "schedules.json").write_text(json.dumps(results, indent=1) + "\n")
-    write_report(results, out)
-    print(f"wrote {out / 'schedules.md'}, its pictures, and schedules.json")
 
 
 def _bounds(models: dict[str, DiffusionModel], data: Dataset, draws: int) -> dict[str, Any]:
@@ -215,3 +201,6 @@ def _training(path: Path) -> list[dict[str, float]]:
 
 def _progress(items: dict[str, Any], title: str) -> Any:
     return tqdm(list(items.items()), desc=title, leave=False)
+
+
+STUDY = Study("schedules", arms, gather, write_report, Budget(steps=2000, seeds=2, draws=128), "schedules")

@@ -7,8 +7,7 @@ degraded picture), the second stage of a DiffuseVAE that was trained on its VAE'
 the same size that was trained on the degraded pictures.
 """
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ from ..models import AddNoise, Downsample, RestorerConfig
 from ..reconstruction import psnr, reconstruct
 from ..training import TrainConfig
 from .budget import Budget
-from .figures import drawing
 from .restoration_report import STEPS, write_report
-from .runner import Arm, load_arm, measure_arms, train_arms
+from .runner import Arm, load_arm, measure_arms
 from .speed_up import DATA, ddpm
 from .speed_up import arms as speed_up_arms
+from .study import Study
 
-BUDGET = Budget(steps=4000, seeds=3)
 DEGRADATIONS = {"down-2": Downsample(factor=2), "down-4": Downsample(factor=4), "noise-0.5": AddNoise(deviation=0.5)}
 SHOWN = 10  # images in the document
 
@@ -47,26 +45,14 @@ def arms(budget: Budget) -> list[Arm]:
     ]
 
 
-def reproduce(out: Path, folder: Path, budget: Budget, workers: int) -> None:
-    """Train what is not trained, measure, and write ``restoration.json``, ``.md`` and the pictures into ``out``.
-
-    Raises:
-        StudyError: models of other settings in ``folder``, or an interrupted training.
-        OSError: a folder that cannot be written.
-    """
-    drawing()  # asks for what the pictures need before the work
-    out.mkdir(parents=True, exist_ok=True)
-    everything = arms(budget)
-    train_arms(everything, folder, workers)
+def gather(everything: list[Arm], folder: Path, budget: Budget, workers: int) -> dict[str, Any]:
+    """Distances of the restored images from the originals, and the first of them."""
     settings = {
         "walk": {"steps": STEPS, "sampler": "ddim"}, "shown": SHOWN, "seeds": "of the samples: that of the training",
         "degradations": {name: to_dict(degradation) for name, degradation in DEGRADATIONS.items()},
     }  # fmt: skip
     found = measure_arms(everything, folder, workers, measure, "restoration", settings)
-    results = {"budget": asdict(budget), "models": found, "originals": _levels(digits().test_images[:SHOWN])}
-    (out / "restoration.json").write_text(json.dumps(results) + "\n")
-    write_report(results, out)
-    print(f"wrote {out / 'restoration.md'}, its pictures, and restoration.json")
+    return {"models": found, "originals": _levels(digits().test_images[:SHOWN])}
 
 
 def measure(arm: Arm, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -99,3 +85,6 @@ def _figures(images: Tensor, restored: Tensor, levels: Tensor, shown: int) -> di
 
 def _levels(images: Tensor) -> list[list[int]]:
     return images.flatten(1).tolist()
+
+
+STUDY = Study("restoration", arms, gather, write_report, Budget(steps=4000, seeds=3), "diffusevae", draws=False)

@@ -7,8 +7,7 @@ steps, the same noise levels in training (all of them, `DDPMConfig.continuous`),
 number of calls of its network.
 """
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,10 @@ from ..models import HVAE, ConvVAEConfig, DDPMConfig, DiffuseVAE, DiffuseVAEConf
 from ..sample import sample
 from ..training import TrainConfig
 from .budget import Budget
-from .figures import drawing
-from .runner import Arm, load_arm, measure_arms, train_arms
+from .runner import Arm, load_arm, measure_arms
 from .speed_up_report import BETAS, COMPONENTS, FEW, STEPS, write_report
+from .study import Study
 
-BUDGET = Budget(steps=4000, seeds=3, draws=32)
 DATA = {"shape": (1, 8, 8), "levels": 17}
 VAE = HVAEConfig(**DATA, network=ConvVAEConfig(widths=(28, 32)))
 SHOWN = (5, 10, 25)  # numbers of steps whose samples the document shows
@@ -63,32 +61,18 @@ def arms(budget: Budget) -> list[Arm]:
     ]  # fmt: skip
 
 
-def reproduce(out: Path, folder: Path, budget: Budget, workers: int) -> None:
-    """Train what is not trained, measure, and write ``speed-up.json``, ``speed-up.md`` and its pictures into ``out``.
-
-    Raises:
-        StudyError: models of other settings in ``folder``, or an interrupted training.
-        OSError: a folder that cannot be written.
-    """
-    drawing()  # asks for what the pictures need before the work, and the next line for what the mixtures do
-    scikit_learn()
-    out.mkdir(parents=True, exist_ok=True)
-    everything = arms(budget)
-    train_arms(everything, folder, workers)
+def gather(everything: list[Arm], folder: Path, budget: Budget, workers: int) -> dict[str, Any]:
+    """Distances by sampler and number of steps, bounds, samples, and walks through the latents."""
     settings = {
         "images": IMAGES, "draws": budget.draws, "walks": WALKS, "mixture_walks": MIXTURE_WALKS,
         "components": COMPONENTS, "seeds": "of the samples: that of the training",
     }  # fmt: skip
-    results = {
-        "budget": asdict(budget),
+    return {
         "images": IMAGES,
         "models": measure_arms(everything, folder, workers, measure, "speed-up", settings),
         "pictures": _pictures(everything, folder),
         "strips": _strips(load_arm(next(arm for arm in everything if arm.name == "diffusevae2-seed0"), folder)),
     }
-    (out / "speed-up.json").write_text(json.dumps(results) + "\n")
-    write_report(results, out)
-    print(f"wrote {out / 'speed-up.md'}, its pictures, and speed-up.json")
 
 
 def measure(arm: Arm, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -126,3 +110,8 @@ def _pictures(everything: list[Arm], folder: Path) -> dict[str, list[list[int]]]
                 images = sample(load_arm(arm, folder), 16, steps=steps, sampler="ddim", output="levels")
                 found[f"{arm.name.removesuffix('-seed0')}-{steps}"] = images.flatten(1).tolist()
     return found
+
+
+STUDY = Study(
+    "speed-up", arms, gather, write_report, Budget(steps=4000, seeds=3, draws=32), "diffusevae", needs=scikit_learn
+)

@@ -1,5 +1,6 @@
 """Studies of the bound: models that are trained are kept, settings are compared, the document follows its numbers."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from tiny import SMALL
 
 from fastdiff.models import VDM, VDMConfig, model_of
-from fastdiff.studies import latent_steps, latent_steps_report
+from fastdiff.studies import STUDIES, Study, latent_steps, latent_steps_report
 from fastdiff.studies.budget import Budget
 from fastdiff.studies.noise_schedules import arms
 from fastdiff.studies.noise_schedules_report import TITLES, paired, verdict
@@ -39,6 +40,27 @@ def test_arms_are_trained_once_and_kept(tmp_path, capsys):
         train_arms([other], tmp_path, workers=1)
     with pytest.raises(StudyError, match="holds another model"):
         load_arm(other, tmp_path)
+
+
+def test_a_study_trains_gathers_and_writes(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    asked = []
+    study = Study(
+        "tiny",
+        lambda budget: [arm(budget.steps)],
+        lambda arms, folder, budget, workers: {"names": [load_arm(each, folder) and each.name for each in arms]},
+        lambda results, out: (out / "tiny.md").write_text(f"{results['names']}"),
+        Budget(steps=2, seeds=2),
+        "tiny",
+        needs=lambda: asked.append(True),
+    )
+    study.reproduce(tmp_path / "docs", tmp_path / "runs", study.budget, workers=1)
+    assert asked == [True]
+    assert (tmp_path / "docs/tiny.md").read_text() == "['one']"
+    numbers = json.loads((tmp_path / "docs/tiny.json").read_text())
+    assert numbers == {"budget": {"steps": 2, "seeds": 2, "draws": 128}, "names": ["one"]}
+    assert "wrote " in capsys.readouterr().out
+    assert list(STUDIES) == ["schedules", "latent-steps", "speed-up", "restoration"]
 
 
 def test_the_study_compares_one_thing_at_a_time():
