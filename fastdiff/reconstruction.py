@@ -55,7 +55,7 @@ def reconstruct(
     if isinstance(model, HVAE):
         picture = None if degradation is None else _degraded(images, model.levels, degradation, seed)[1]
         seen = images if picture is None else model.nearest_level(picture)
-        with torch.no_grad():
+        with evaluating(model):
             return Reconstruction(picture, torch.cat([model.decode(z).cpu() for z in _means(model, seen, batch_size)]))
     options = {"seed": seed, "batch_size": batch_size} | options
     sample(model, 0, given=torch.empty(0, *model.given_shape), **options)  # checks the options before the work

@@ -10,7 +10,7 @@ from torch import nn
 import fastdiff
 from fastdiff.evaluation import evaluate_levels
 from fastdiff.kernels import Noise, centre
-from fastdiff.models import AddNoise, DDPMConfig, Downsample, Restorer, RestorerConfig
+from fastdiff.models import AddNoise, ConvVAEConfig, DDPMConfig, Downsample, Restorer, RestorerConfig
 from fastdiff.reconstruction import psnr, reconstruct
 
 X = images(6)
@@ -65,6 +65,13 @@ def test_a_vae_decodes_the_mean(depth):
     assert torch.equal(half.images, vae.decode(vae.encode(seen)[0][0]))
     with pytest.raises(ValueError, match="steps for a VAE, which refines nothing; allowed: none"):
         reconstruct(vae, X, steps=3)
+
+
+def test_a_model_in_training_reconstructs_without_dropout():
+    vae = small_vae(1, network=ConvVAEConfig(widths=(8, 12), max_groups=4, dropout=0.9))
+    expected = reconstruct(vae, X).images
+    assert torch.equal(reconstruct(vae.train(), X).images, expected)
+    assert vae.training
 
 
 @pytest.mark.parametrize("formulation", [1, 2])
