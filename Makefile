@@ -5,15 +5,21 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: sample test check bench bench-gpu static-cost format lint types clean
+.PHONY: sample test check mutants same-numbers bench bench-gpu static-cost format lint types clean
 
 sample: $(STAMP)  ## Draw 64 digits from the embedded model into samples.png
 	$(BIN)/fastdiff sample digits --out samples.png
 
-test: $(STAMP)-dev  ## Run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP)-dev  ## Run the tests, in two processes of one thread
+	$(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable
 
 check: lint types test  ## What every commit must pass
+
+mutants: $(STAMP)-dev  ## Apply the faults of tests/mutants/ one by one; the tests must find each
+	$(BIN)/python tests/mutants/run.py
+
+same-numbers: $(STAMP)-dev  ## Compare the numbers of this checkout with those of the commit BASE (default: HEAD)
+	$(BIN)/python benchmarks/same_numbers.py $(or $(BASE),HEAD)
 
 lint: $(STAMP)-dev
 	$(BIN)/ruff check .

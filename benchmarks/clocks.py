@@ -1,7 +1,7 @@
-"""Clocks: seconds of one call, on a CPU, on a GPU, and what a call costs the host that queues it.
+"""Clocks: seconds of one call on a CPU, on a GPU, and of the host that queues it.
 
-A clock warms a call up and returns a function that runs the call again and gives its seconds. That function is called
-once per round, in turn with the calls it is compared with, so that a machine that slows down slows down all of them.
+A clock warms a call up and returns a function that runs the call again and returns its seconds. The benchmarks call
+these functions in turn, once per round, so that a change of the machine's speed affects all of them alike.
 """
 
 import math
@@ -13,15 +13,14 @@ import torch
 Call = Callable[[], object]
 Watch = Callable[[], float]
 
-HOST_CALLS = (
-    20  # per reading of `host_clock`: above the timer's resolution; 40 launches each fill a queue's 1024 places
-)
+# Calls per reading of `host_clock`: enough for the timer's resolution, few enough for a queue of 1024 launches
+HOST_CALLS = 20
 BACK_TO_BACK = 20  # calls per reading of a kernel that is too short for one pair of events
-MAX_FILLS = 200
+MAX_FILLS = 200  # at most, of the buffer that keeps a GPU busy
 
 
 def wall_clock(device: torch.device) -> Callable[[Call], Watch]:
-    """Time a call from an idle device to an idle device, as a user with a stop watch would."""
+    """Time a call from an idle device to an idle device."""
 
     def clock(call: Call) -> Watch:
         def watch() -> float:
@@ -38,7 +37,7 @@ def wall_clock(device: torch.device) -> Callable[[Call], Watch]:
 
 
 def host_clock(device: torch.device) -> Callable[[Call], Watch]:
-    """Time what the host spends per call; on a GPU the work is queued and not waited for."""
+    """Time the host per call. On a GPU the work is queued and not awaited."""
 
     def clock(call: Call) -> Watch:
         def watch() -> float:
@@ -57,13 +56,16 @@ def host_clock(device: torch.device) -> Callable[[Call], Watch]:
 
 
 def gpu_clock(device: torch.device, cold: bool) -> Callable[[Call], Watch]:
-    """Time what a GPU spends per call, between two events.
+    """Time the GPU per call, between two events.
 
-    Before the first event a buffer larger than the L2 cache is filled. That empties the cache, and keeps the GPU busy
-    until the host has queued the call, so that no launch is timed: the buffer is filled as often as that takes (for a
-    call of more launches than the queue holds it cannot be hidden, and the host's time is timed as it is).
-    ``cold``: one call per reading, its inputs in memory. Otherwise up to `BACK_TO_BACK` calls, their inputs in the
-    cache but for the first, as they are between two layers of a network: for kernels of a few microseconds.
+    Before the first event a buffer larger than the L2 cache is filled. This empties the cache, and keeps the GPU busy
+    until the host has queued the call, so that launches are not timed; the buffer is filled as often as necessary. (If
+    a call has more launches than the queue can hold, the time of the host cannot be hidden.)
+
+    Args:
+        device: the GPU.
+        cold: if True, one call per reading, whose inputs are in memory. Otherwise up to `BACK_TO_BACK` calls, whose
+            inputs are in the cache after the first, as between two layers of a network.
     """
     properties = torch.cuda.get_device_properties(device)
     buffer = torch.empty(max(4 * properties.L2_cache_size, 1 << 28), dtype=torch.uint8, device=device)
@@ -98,7 +100,7 @@ def host_clock_once(call: Call, device: torch.device) -> float:
 
 
 def graph_of(call: Call) -> torch.cuda.CUDAGraph:
-    """Capture a call after it has run on a side stream, as capture asks for."""
+    """Capture a call after it has run on a side stream, as PyTorch requires."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -112,14 +114,14 @@ def graph_of(call: Call) -> torch.cuda.CUDAGraph:
 
 
 def warm_up(call: Call, device: torch.device) -> None:
-    """Run a call often enough that compilation, allocation and lazy set-up are over."""
+    """Run a call until compilation, allocation and lazy initialisation are done."""
     for _ in range(3):
         call()
     synchronize(device)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU is idle; a CPU always is."""
+    """Wait until a GPU is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,9 +1,9 @@
-"""Time and memory of `decoder_nll` on a CPU against logits for every level and a cross entropy, which need 256 floats
-per element.
+"""Time and memory of `decoder_nll` on a CPU, compared with logits for every level and a cross entropy.
 
     python benchmarks/decoder_cost.py            2^20 elements, forward and backward, one core; 5 GiB, half a minute
 
-Each form runs in a process of its own; memory is the peak of its resident set above what stood before the call (Linux).
+The comparison needs 256 floats per element. Each form runs in its own process. Memory is the increase of the peak of
+the resident set during the call (Linux).
 """
 
 import math
@@ -15,20 +15,20 @@ from time import perf_counter
 import naive
 import torch
 
-from fastdiff.kernels import decoder_nll
+from fastdiff.kernels import decoder_nll, to_unit_range
 
 ELEMENTS, LEVELS = 1 << 20, 256
 LOGVARS = (-13.3, -8.0, 0.0)
 
 
 def peak_kib() -> int:
-    """Peak of the resident set since `forget_peak`."""
+    """Peak of the resident set since `reset_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def forget_peak() -> None:
-    """Start the peak again from what is resident now."""
+def reset_peak() -> None:
+    """Reset the peak to the current resident set."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -38,10 +38,9 @@ def measure(form: str, logvar: float) -> None:
     function = decoder_nll if form == "fastdiff" else naive.level_nll
     for elements in (64, ELEMENTS):  # the first warms up
         x = torch.randint(LEVELS, (16, elements // 16), dtype=torch.uint8)
-        centres = (2.0 * x.float() + 1.0) / LEVELS - 1.0
-        mean = (centres + math.exp(0.5 * logvar) * torch.randn(x.shape)).requires_grad_()
+        mean = (to_unit_range(x, LEVELS) + math.exp(0.5 * logvar) * torch.randn(x.shape)).requires_grad_()
         spread = torch.full((16,), logvar, requires_grad=True)
-        forget_peak()
+        reset_peak()
         before, start = peak_kib(), perf_counter()
         function(x, mean, spread, LEVELS).sum().backward()
         seconds, mib = perf_counter() - start, (peak_kib() - before) / 1024

@@ -4,15 +4,22 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from fastdiff_kernels import _triton
 from fastdiff_kernels.launch import BLOCK, WARPS
 
+_triton.load()  # so that the modules hold kernels that can be compiled
+
 # the package's attribute of some of these names is the operation, not the module
-diffuse, eps_loss, fourier, noise, sampler_step = (
-    import_module(f"fastdiff_kernels.{name}") for name in ("diffuse", "eps_loss", "fourier", "noise", "sampler_step")
+diffuse, eps_loss, fourier, log_ratio, reparameterize = (
+    import_module(f"fastdiff_kernels.{name}")
+    for name in ("diffuse", "eps_loss", "fourier", "gaussian_log_ratio", "reparameterize")
 )
-decoder_nll, gaussian, norm = (
-    import_module(f"fastdiff_kernels.{name}") for name in ("decoder_nll", "gaussian", "group_norm_kernels")
-)
+decoder_nll, noise, norm, norm_gradient, sampler_step = (
+    import_module(f"fastdiff_kernels.{name}")
+    for name in (
+        "decoder_nll_kernels", "noise_kernels", "group_norm_kernels", "group_norm_gradient", "sampler_step_kernels",
+    )
+)  # fmt: skip
 
 DATA, FLOAT, KEY, INT = "DATA", "*fp32", "*i64", "i32"  # DATA: a pointer to the dtype in question
 SIZES = {"n": INT, "blocks": INT}
@@ -23,11 +30,16 @@ DRAWN, GIVEN = {"DRAWN": True, "FAST": False, "BLOCK": BLOCK}, {"DRAWN": False, 
 class Variant:
     """One way in which a kernel is compiled.
 
-    types: of the arguments that are no constants; elements: of one program, over which instructions are counted;
-    multiples: integer arguments that are multiples of 16, as the launcher finds them for aligned data; aside: a side
-    variant, for which no budget is kept; reduces: it stores one number per program and not data; accesses, more_bytes:
-    reads and writes of data per element, and bytes beside them, 0 where the instructions of a loop depend on the data.
-    FAST is set where a launcher would set it, for 16 bits on NVIDIA.
+    Args:
+        types: types of the arguments that are not constants.
+        elements: elements of one program; instructions are counted per element.
+        multiples: integer arguments that are multiples of 16, as the launcher finds them for aligned data.
+        aside: a secondary variant without a budget.
+        reduces: whether it stores one number per program instead of data.
+        accesses, more_bytes: reads and writes of data per element, and further bytes; 0 if the number of instructions
+            of a loop depends on the data.
+
+    FAST is set where a launcher would set it: for 16-bit data on NVIDIA.
     """
 
     kernel: str
@@ -46,7 +58,7 @@ class Variant:
 
 def _step_types(names: str) -> dict[str, str]:
     types = {f"{name}_ptr": DATA for name in names.split()}
-    return types | {"row_ptr": FLOAT, "clip": "fp32", "w": "fp32", "steps": INT, **SIZES}
+    return types | {"row_ptr": FLOAT, "clip": "fp32", "steps": INT, **SIZES}
 
 
 def _absent(names: str) -> dict[str, None]:
@@ -66,26 +78,27 @@ FOURIER = {"z_ptr": "*fp32", "out_ptr": DATA, "channels": INT, "n": INT, "scale_
 FOURIER_GRADIENT = {"grad_ptr": DATA, "z_ptr": DATA, "out_ptr": DATA, "channels": INT, "n": INT, "scale_min": "fp32"}
 TWO = {"FEATURES": 2, "BLOCK": BLOCK}
 STEP = _step_types("z_t eps_hat z_s") | {"noise_ptr": KEY}
-STEP_ALL = _step_types("z_t eps_hat noise x_prev offset u z_s x_hat") | {"step_ptr": KEY}
+STEP_MULTI = _step_types("z_t eps_hat x_1 z_s x_hat")
+STEP_ALL = _step_types("z_t eps_hat noise x_1 x_2 x_3 z_prev u z_s x_hat") | {"step_ptr": KEY}
 STEP_GRADIENT = _step_types("grad_s grad_x z_t eps_hat grad_z grad_eps")
-STEP_GRADIENT_ALL = _step_types("grad_s grad_x z_t eps_hat offset u grad_z grad_eps by_offset") | {"step_ptr": KEY}
+STEP_GRADIENT_ALL = _step_types("grad_s grad_x z_t eps_hat u grad_z grad_eps") | {"step_ptr": KEY}
 NOISY = {"NOISY": True, "CLIP": False} | DRAWN
 CLIPPED = {"CLIP": True, "BLOCK": BLOCK}
 REPARAMETERIZE = {"mean_ptr": DATA, "logvar_ptr": DATA, "noise_ptr": KEY, "z_ptr": DATA, "partial_ptr": FLOAT, **SIZES}
 REPARAMETERIZE_GRADIENT = {
-    **{f"{name}_ptr": DATA for name in ("grad_z", "mean", "logvar", "by_mean", "by_logvar")},
+    **{f"{name}_ptr": DATA for name in ("grad_z", "mean", "logvar", "grad_mean", "grad_logvar")},
     "grad_kl_ptr": FLOAT, "noise_ptr": KEY, **SIZES,
 }  # fmt: skip
 FIVE = ("z", "mean_q", "logvar_q", "mean_p", "logvar_p")
 RATIO = {f"{name}_ptr": DATA for name in FIVE} | {"partial_ptr": FLOAT, **SIZES}
-RATIO_GRADIENT = RATIO | {f"by_{name}_ptr": DATA for name in FIVE} | {"grad_ptr": FLOAT}
+RATIO_GRADIENT = RATIO | {f"grad_{name}_ptr": DATA for name in FIVE} | {"grad_ptr": FLOAT}
 NLL = {"x_ptr": "*u8", "mean_ptr": DATA, "logvar_ptr": FLOAT, "partial_ptr": FLOAT, "levels": INT, **SIZES}
-NLL_GRADIENT = NLL | {"grad_ptr": FLOAT, "by_mean_ptr": DATA, "by_logvar_ptr": FLOAT}
+NLL_GRADIENT = NLL | {"grad_ptr": FLOAT, "grad_mean_ptr": DATA, "grad_logvar_ptr": FLOAT}
 PER_SAMPLE, PER_ELEMENT = ({"PER_ELEMENT": value, "BLOCK": BLOCK} for value in (False, True))
 
 NORM = {f"{name}_ptr": DATA for name in ("grad", "x", "y", "out", "scale", "shift")} | {
-    **{f"{name}_ptr": FLOAT for name in ("weight", "bias", "mean", "rstd", "by_one", "by_xhat", "s1", "s2", "square")},
-    **{f"{name}_ptr": FLOAT for name in ("partial_mean", "partial", "sums", "means")}, "eps": "fp32",
+    **{f"{name}_ptr": FLOAT for name in ("weight", "bias", "mean", "rstd", "mean_d", "mean_d_xhat", "s1", "s2")},
+    **{f"{name}_ptr": FLOAT for name in ("square", "partial_mean", "partial", "sums", "means")}, "eps": "fp32",
     **dict.fromkeys(("n", "batch", "pixels", "chunks", "scale_row", "shift_row"), INT),
 }  # fmt: skip
 
@@ -93,7 +106,7 @@ NORM = {f"{name}_ptr": DATA for name in ("grad", "x", "y", "out", "scale", "shif
 def _norm(
     name: str, function: Any, size: tuple[int, int, int], width: int = 4, last: bool = True, ones: str = "", **more: Any
 ) -> Variant:
-    """A kernel of group_norm for (channels, groups, pixels) of elements of ``width`` bytes; ``ones``: what is 1."""
+    """A kernel of group_norm for (channels, groups, pixels) of elements of ``width`` bytes; ``ones``: sizes of 1."""
     channels, groups, pixels = size
     whole = function is norm.norm_silu_kernel
     launch = norm.whole_groups(*size, width) if whole else norm.pixel_tiles(channels, pixels, width)
@@ -121,30 +134,32 @@ VARIANTS = (
             reduces=True, accesses=2),
     Variant("fourier_features", "2 frequencies", fourier.fourier_kernel, FOURIER, TWO, accesses=5, more_bytes=4),
     Variant("fourier_features", "gradient", fourier.fourier_gradient_kernel, FOURIER_GRADIENT, TWO, accesses=7),
-    Variant("sampler_step", "ancestral", sampler_step.step_kernel, STEP, NOISY | _absent("step x_prev offset u x_hat"),
-            accesses=3),
+    Variant("sampler_step", "ancestral", sampler_step.step_kernel, STEP,
+            NOISY | _absent("step x_1 x_2 x_3 z_prev u x_hat"), accesses=3),
+    Variant("sampler_step", "multistep", sampler_step.step_kernel, STEP_MULTI,
+            GIVEN | {"NOISY": False, "CLIP": True} | _absent("step noise x_2 x_3 z_prev u"), accesses=5),
     Variant("sampler_step", "everything", sampler_step.step_kernel, STEP_ALL, NOISY | GIVEN | {"CLIP": True},
-            accesses=8),
+            accesses=10),
     Variant("sampler_step", "gradient", sampler_step.step_gradient_kernel, STEP_GRADIENT,
-            CLIPPED | _absent("step offset u by_offset"), accesses=6),
+            CLIPPED | _absent("step u"), accesses=6),
     Variant("sampler_step", "gradient, everything", sampler_step.step_gradient_kernel, STEP_GRADIENT_ALL, CLIPPED,
-            accesses=9),
-    Variant("reparameterize", "noise drawn", gaussian.reparameterize_kernel, REPARAMETERIZE, DRAWN, accesses=3),
-    Variant("reparameterize", "noise given", gaussian.reparameterize_kernel, REPARAMETERIZE | {"noise_ptr": DATA},
-            GIVEN, accesses=4),
-    Variant("reparameterize", "gradient, drawn", gaussian.reparameterize_gradient_kernel, REPARAMETERIZE_GRADIENT,
-            {"WITH_Z": True} | DRAWN, accesses=5),
-    Variant("reparameterize", "gradient of the KL", gaussian.reparameterize_gradient_kernel, REPARAMETERIZE_GRADIENT,
-            {"WITH_Z": False, "grad_z_ptr": None} | DRAWN, aside=True),
-    Variant("gaussian_log_ratio", "", gaussian.log_ratio_kernel, RATIO, {"BLOCK": BLOCK}, reduces=True, accesses=5),
-    Variant("gaussian_log_ratio", "gradient", gaussian.log_ratio_gradient_kernel, RATIO_GRADIENT, {"BLOCK": BLOCK},
+            accesses=7),
+    Variant("reparameterize", "noise drawn", reparameterize.reparameterize_kernel, REPARAMETERIZE, DRAWN, accesses=3),
+    Variant("reparameterize", "noise given", reparameterize.reparameterize_kernel,
+            REPARAMETERIZE | {"noise_ptr": DATA}, GIVEN, accesses=4),
+    Variant("reparameterize", "gradient, drawn", reparameterize.reparameterize_gradient_kernel,
+            REPARAMETERIZE_GRADIENT, DRAWN, accesses=5),
+    Variant("reparameterize", "gradient of the KL", reparameterize.reparameterize_gradient_kernel,
+            REPARAMETERIZE_GRADIENT, {"grad_z_ptr": None} | DRAWN, aside=True),
+    Variant("gaussian_log_ratio", "", log_ratio.log_ratio_kernel, RATIO, {"BLOCK": BLOCK}, reduces=True, accesses=5),
+    Variant("gaussian_log_ratio", "gradient", log_ratio.log_ratio_gradient_kernel, RATIO_GRADIENT, {"BLOCK": BLOCK},
             accesses=10),
     Variant("decoder_nll", "logvar [B]", decoder_nll.nll_kernel, NLL, PER_SAMPLE, reduces=True),
     Variant("decoder_nll", "logvar like mean", decoder_nll.nll_kernel, NLL | {"logvar_ptr": DATA}, PER_ELEMENT,
             reduces=True),
     Variant("decoder_nll", "gradient, logvar [B]", decoder_nll.nll_gradient_kernel, NLL_GRADIENT, PER_SAMPLE),
     Variant("decoder_nll", "gradient, logvar like mean", decoder_nll.nll_gradient_kernel,
-            NLL_GRADIENT | {"logvar_ptr": DATA, "by_logvar_ptr": DATA}, PER_ELEMENT),
+            NLL_GRADIENT | {"logvar_ptr": DATA, "grad_logvar_ptr": DATA}, PER_ELEMENT),
     _norm("whole groups", norm.norm_silu_kernel, WIDE, accesses=2),
     _norm("whole groups of 16 bits", norm.norm_silu_kernel, WIDE, width=2, accesses=2),
     _norm("whole groups, contiguous", norm.norm_silu_kernel, WIDE, last=False, accesses=2),
@@ -152,19 +167,19 @@ VARIANTS = (
     _norm("whole groups of 6 channels", norm.norm_silu_kernel, (192, 32, 256), width=2, accesses=2),
     _norm("moments", norm.moments_kernel, WIDE, reduces=True, accesses=1),
     _norm("apply", norm.norm_apply_kernel, WIDE, accesses=2),
-    _norm("sums of the gradient", norm.norm_sums_kernel, WIDE, reduces=True, accesses=2),
-    _norm("sums of the gradient, 16 bits", norm.norm_sums_kernel, WIDE, width=2, reduces=True, accesses=2),
-    _norm("gradient", norm.norm_gradient_kernel, WIDE, accesses=3),
-    _norm("gradient, contiguous", norm.norm_gradient_kernel, WIDE, last=False, accesses=3),
+    _norm("sums of the gradient", norm_gradient.norm_sums_kernel, WIDE, reduces=True, accesses=2),
+    _norm("sums of the gradient, 16 bits", norm_gradient.norm_sums_kernel, WIDE, width=2, reduces=True, accesses=2),
+    _norm("gradient", norm_gradient.norm_gradient_kernel, WIDE, accesses=3),
+    _norm("gradient, contiguous", norm_gradient.norm_gradient_kernel, WIDE, last=False, accesses=3),
     _norm("merging of moments", norm.merge_moments_kernel, WIDE, reduces=True, aside=True),
-    _norm("collection of sums", norm.collect_sums_kernel, WIDE, reduces=True, aside=True),
+    _norm("collection of sums", norm_gradient.collect_sums_kernel, WIDE, reduces=True, aside=True),
     _norm("whole groups, odd size", norm.norm_silu_kernel, ODD, aside=True),
     _norm("whole groups, one pixel", norm.norm_silu_kernel, PIXEL, ones="pixels", aside=True),
-    _norm("gradient, odd size", norm.norm_gradient_kernel, ODD, aside=True, ones="chunks"),
-    _norm("sums of the gradient, one pixel", norm.norm_sums_kernel, PIXEL, aside=True, ones="pixels chunks"),
-    _norm("collection of sums, one pixel", norm.collect_sums_kernel, PIXEL, aside=True, ones="pixels chunks"),
+    _norm("gradient, odd size", norm_gradient.norm_gradient_kernel, ODD, aside=True, ones="chunks"),
+    _norm("sums of the gradient, one pixel", norm_gradient.norm_sums_kernel, PIXEL, aside=True, ones="pixels chunks"),
+    _norm("collection of sums, one pixel", norm_gradient.collect_sums_kernel, PIXEL, aside=True, ones="pixels chunks"),
     _norm("merging of moments, one pixel", norm.merge_moments_kernel, PIXEL, aside=True, ones="pixels chunks"),
-    # what 8 × 8 images of one channel, and single numbers, compile to: sizes of 1 become constants
+    # 8 × 8 images of one channel, and single numbers: sizes of 1 become constants
     Variant("diffuse", "64 elements", diffuse.diffuse_kernel, _small(DIFFUSE, "blocks"),
             DRAWN | {"blocks": 1, "BLOCK": 64}, 64, aside=True),
     Variant("eps_loss", "single numbers", eps_loss.squared_error_kernel, _small(ERROR, "n", "blocks"),

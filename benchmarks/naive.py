@@ -1,6 +1,6 @@
-"""What a user would write in plain PyTorch: the forms that fastdiff is compared with.
+"""The operations as a user would write them in plain PyTorch, for comparison with fastdiff.
 
-Each is the shortest good eager form, not a straw man: losses through ``mse_loss``, the discretised likelihood through
+Each is the shortest good eager form: losses through ``mse_loss``, the discretised likelihood through
 ``cross_entropy``, coefficients of the sampler as Python numbers, one ``randn_like`` per draw.
 """
 
@@ -43,6 +43,14 @@ def ancestral_step(
     return mean * (z_t - remove * eps_hat) + std * eps
 
 
+def multistep(
+    z_t: Tensor, eps_hat: Tensor, inverse_alpha: float, ratio: float, a: float, b: float, c: float, x_prev: Tensor
+) -> tuple[Tensor, Tensor]:
+    """z_s = a z_t + b x_hat + c x_prev with x_hat = z_t / alpha_t - (sigma_t / alpha_t) eps_hat; returns both."""
+    x_hat = inverse_alpha * z_t - ratio * eps_hat
+    return a * z_t + b * x_hat + c * x_prev, x_hat
+
+
 def latent(mean: Tensor, logvar: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """z = mean + std eps, and the KL to N(0, I) per sample, in nats [B]."""
     eps = torch.randn_like(mean) if eps is None else eps
@@ -58,9 +66,9 @@ def log_ratio(z: Tensor, mean_q: Tensor, logvar_q: Tensor, mean_p: Tensor, logva
 
 
 def diffusers_step(z_t: Tensor, eps_hat: Tensor, steps: int, k: int) -> dict[str, Callable[[], object]]:
-    """Step k of ``steps`` of diffusers' DDPM scheduler, if that is installed, as ``{"diffusers": call}``.
+    """Step k of ``steps`` of diffusers' DDPM scheduler as ``{"diffusers": call}``, or {} if it is not installed.
 
-    Its betas are not our gamma: the arithmetic per element is what is compared, not the numbers.
+    Its betas differ from our gamma, so only the time per element is compared, not the numbers.
     """
     try:
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -83,7 +91,7 @@ def norm_silu(
 
 
 def level_nll(x: Tensor, mean: Tensor, logvar: Tensor, levels: int) -> Tensor:
-    """-log softmax over the levels of a Gaussian at their centres, in nats [B]; builds [B, ..., levels] tensors."""
+    """-log softmax over the levels of a Gaussian at the bin centres, in nats [B]. Builds [B, ..., levels] tensors."""
     centres = (2.0 * torch.arange(levels, device=x.device) + 1.0) / levels - 1.0
     precision = torch.exp(-logvar).view(-1, *(1,) * mean.dim())
     logits = -0.5 * precision * (mean.float().unsqueeze(-1) - centres).square()

@@ -3,7 +3,7 @@
     python benchmarks/readme.py            rewrite README.md
     python benchmarks/readme.py --check    only say whether it is up to date (exit code 1 if not)
 
-Sources: docs/bound.jsonl (`fastdiff evaluate digits --steps 1,10,100,1000,inf --draws 256 --ode 64 --json`),
+Sources: docs/bound.jsonl (`fastdiff evaluate digits --T 1,10,100,1000,inf --draws 256 --ode 64 --json`),
 docs/fd.jsonl (`fastdiff fd digits --sampler ancestral,ddim,dpm-solver,heun --steps 5,10,25,50,250 --json`), every
 benchmarks/results/*.json (`pytest benchmarks/ --benchmark-only --results PATH`), docs/static-cost.json
 (`python benchmarks/static_cost.py --json docs/static-cost.json`) and docs/host-cost.json
@@ -26,10 +26,10 @@ def bound_table() -> str:
     lines = ["| T | bits/dim | ± s.e. | recon | prior | diffusion |", "|---:|---:|---:|---:|---:|---:|"]
     for row in map(json.loads, (ROOT / "docs/bound.jsonl").read_text().splitlines()):
         flow = f"ODE, {row['ode_steps']} steps" if "ode_steps" in row else None
-        steps = flow or ("∞" if row["steps"] is None else row["steps"])
+        T = flow or ("∞" if row["T"] is None else row["T"])
         figures = [f"{row[name]:.{digits}f}" if name in row else "" for name, digits in
                    (("bpd", 3), ("se", 3), ("recon", 4), ("prior", 4), ("diffusion", 3))]  # fmt: skip
-        lines.append(f"| {steps} | " + " | ".join(figures) + " |")
+        lines.append(f"| {T} | " + " | ".join(figures) + " |")
     return "\n".join(lines)
 
 

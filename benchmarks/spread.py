@@ -1,9 +1,10 @@
-"""A kernel that reads a tensor once and writes it five times: what Fourier features at two frequencies cannot beat."""
+"""A kernel that reads a tensor once and writes it five times: a lower limit for Fourier features of two frequencies."""
 
 from collections.abc import Callable
 
 import torch
-from fastdiff_kernels.launch import BLOCK, WARPS, constexpr, jit, tl
+from fastdiff_kernels._triton import constexpr, jit, tl
+from fastdiff_kernels.launch import BLOCK, WARPS
 from torch import Tensor
 
 
@@ -17,7 +18,7 @@ def spread_kernel(x_ptr, out_ptr, n, COPIES: constexpr, BLOCK: constexpr):
 
 
 def spread(x: Tensor, copies: int = 5) -> Callable[[], None]:
-    """A call that writes ``copies`` of x into a buffer of its own."""
+    """Return a call that writes ``copies`` of x into its own buffer."""
     out = torch.empty(copies, *x.shape, dtype=x.dtype, device=x.device)
     blocks = -(-x.numel() // BLOCK)
 

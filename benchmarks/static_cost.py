@@ -1,17 +1,17 @@
-"""What every kernel costs in machine code, for GPUs that need not be there.
+"""Machine code of every kernel: registers, spills, instructions per element, widths of accesses. No GPU is needed.
 
     python benchmarks/static_cost.py                     every kernel for sm_80, sm_90, sm_100 and gfx942; some minutes
     python benchmarks/static_cost.py diffuse --targets sm_90 --json costs.json
 
-(TRITON_INTERPRET must not be set: the interpreter and the compiler cannot share a process.) Each kernel is compiled as
-it is launched, with pointers and sizes that are multiples of 16, or as small images would have it. Registers and stack
-come from the resource usage of the cubin, or from AMD's metadata; loads and stores are the widest to global memory in
-the code; a spill is an access to local memory, or AMD's own count.
+TRITON_INTERPRET must not be set, since the interpreter and the compiler cannot share a process. Each kernel is compiled
+as it is launched, with pointers and sizes that are multiples of 16, or as for small images. Registers and stack come
+from the resource usage of the cubin, or from AMD's metadata. Loads and stores are the widest accesses to global memory
+in the code. A spill is an access to local memory, or AMD's own count.
 
-Instructions per element are all machine instructions but NOP, over the elements of a thread. That is the straight path:
-a loop counts once, not per turn, and both sides of a branch count. What it leaves out: how long an instruction takes
-(a special function occupies its unit for several cycles, a 64-bit product for two), waiting for memory, dependencies,
-and the launch. So it bounds the time from below on the side of arithmetic, and compares versions of one kernel.
+Instructions per element are all machine instructions except NOP, divided by the elements of a thread. A loop counts
+once, not per iteration, and both sides of a branch count. The number does not include how long an instruction takes (a
+special function occupies its unit for several cycles, a 64-bit product for two), waiting for memory, dependencies, or
+the launch. It is therefore a lower bound of the time for arithmetic, and serves to compare versions of one kernel.
 """
 
 import argparse
@@ -49,9 +49,15 @@ COLUMNS = ("registers", "spills", "stack", "instructions", "load", "store", "sec
 class Cost:
     """One kernel on one target.
 
-    spills: accesses to local memory; stack: bytes; instructions: per element; load, store: bits of the widest global
-    access, 0 for none; seconds: of compilation; keeps_nan: whether a NaN-propagating minimum or maximum is in it
-    (NVIDIA only); reduces, aside: as in `Variant`; moved: bytes per element, 0 where that is left out.
+    Args:
+        spills: accesses to local memory.
+        stack: bytes.
+        instructions: per element.
+        load, store: bits of the widest global access, 0 for none.
+        seconds: time of compilation.
+        keeps_nan: whether it contains a minimum or maximum that propagates NaN (NVIDIA only).
+        reduces, aside: as in `Variant`.
+        moved: bytes per element, 0 where `Variant` leaves that out.
     """
 
     kernel: str
@@ -72,17 +78,22 @@ class Cost:
 
 
 def jobs(pattern: str, targets: list[str], brief: bool) -> Iterator[tuple[int, str, str]]:
-    """(place in `VARIANTS`, dtype, target): all, or where ``brief`` all but the side variants on sm_80 and sm_100."""
+    """(index in `VARIANTS`, dtype, target).
+
+    If ``brief``, secondary variants are compiled for sm_90 only, and on other targets each kernel in one dtype only.
+    """
     for place, variant in enumerate(VARIANTS):
         if not re.search(pattern, f"{variant.kernel} {variant.name}"):
             continue
-        for target in targets:
-            if not (brief and variant.aside and target in ("sm_80", "sm_100")):
-                yield from ((place, dtype, target) for dtype in TYPES)
+        for number, target in enumerate(targets):
+            dtypes = list(TYPES)
+            if brief and target != "sm_90":
+                dtypes = [] if variant.aside else [dtypes[(place + number) % 2]]
+            yield from ((place, dtype, target) for dtype in dtypes)
 
 
 def cost(place: int, dtype: str, target: str) -> Cost:
-    """Compile one of `VARIANTS` and read its machine code."""
+    """Compile one of `VARIANTS` and analyse its machine code."""
     variant = VARIANTS[place]
     start = perf_counter()
     compiled = compile_for(TARGETS[target], variant, dtype)
@@ -96,7 +107,7 @@ def cost(place: int, dtype: str, target: str) -> Cost:
 
 
 def compile_for(target: GPUTarget, variant: Variant, dtype: str) -> Any:
-    """Machine code for pointers and sizes that are multiples of 16, as far as the variant is aligned."""
+    """Compile for pointers, and for the sizes that the variant names, that are multiples of 16."""
     names = variant.function.arg_names
     constants = dict(variant.constants)
     if "FAST" in names:
@@ -113,7 +124,7 @@ def compile_for(target: GPUTarget, variant: Variant, dtype: str) -> Any:
 
 
 def read_nvidia(compiled: Any, threads: int) -> dict[str, Any]:
-    """Registers, spills, stack, instructions times threads, widest accesses, from cuobjdump and nvdisasm."""
+    """Registers, spills, stack, instructions times threads, and widest accesses, from cuobjdump and nvdisasm."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
@@ -133,7 +144,7 @@ def read_nvidia(compiled: Any, threads: int) -> dict[str, Any]:
 
 
 def read_amd(compiled: Any, threads: int) -> dict[str, Any]:
-    """The same from AMD's assembly and its metadata."""
+    """The same from AMD's assembly and metadata."""
     text = compiled.asm["amdgcn"]
     meta = {name: int(value) for name, value in re.findall(r"\.(\w+):\s+(\d+)\s*$", text, re.MULTILINE)}
     names = re.findall(r"^\t([sv]_\w+|global_\w+|buffer_\w+|ds_\w+|flat_\w+|scratch_\w+)", text, re.MULTILINE)
@@ -150,7 +161,7 @@ def read_amd(compiled: Any, threads: int) -> dict[str, Any]:
 
 
 def _bits(name: str) -> int:
-    """Width of LDG.E.128 and the like; 32 where none is written."""
+    """Width of an access such as LDG.E.128; 32 if the name contains none."""
     found = re.search(r"\.(?:[US](8|16)|(64|128))(?:\.|$)", name)
     return int(found.group(1) or found.group(2)) if found else 32
 
@@ -165,7 +176,7 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def table(costs: list[Cost]) -> str:
-    """Lay the costs out in columns."""
+    """Format the costs as columns."""
     lines = [["kernel", "variant", "dtype", "target", *COLUMNS]]
     for row in costs:
         figures = [str(getattr(row, name)) for name in COLUMNS]
@@ -178,19 +189,21 @@ def table(costs: list[Cost]) -> str:
 
 
 def main() -> int:
-    """Compile, print the table, write JSON where asked for."""
+    """Compile, print the table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("kernel", nargs="?", default="", help="only kernels whose name and variant match this pattern")
     parser.add_argument("--targets", default=",".join(TARGETS), help=f"a list of {', '.join(TARGETS)}")
-    parser.add_argument("--brief", action="store_true", help="leave side variants out on sm_80 and sm_100")
-    parser.add_argument("--cached", action="store_true", help="use Triton's cache; compile seconds then mean nothing")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the table as JSON, too")
+    parser.add_argument("--brief", action="store_true", help="compile fewer combinations, for the tests")
+    parser.add_argument(
+        "--cached", action="store_true", help="use Triton's cache; the seconds of compilation are then meaningless"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the table as JSON")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
-        parser.error("TRITON_INTERPRET is set; allowed: unset, since interpreted kernels cannot be compiled")
+        parser.error("TRITON_INTERPRET must not be set, since interpreted kernels cannot be compiled")
     targets = options.targets.split(",")
     if unknown := sorted(set(targets) - set(TARGETS)):
-        parser.error(f"unknown target {', '.join(unknown)}; allowed: {', '.join(TARGETS)}")
+        parser.error(f"--targets must name some of {', '.join(TARGETS)}, got {', '.join(unknown)}")
     work = list(jobs(options.kernel, targets, options.brief))
     if not work:
         parser.error(

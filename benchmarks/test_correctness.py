@@ -1,10 +1,10 @@
 """The operations on the device that is about to be timed: the first half of `make bench-gpu`.
 
-    pytest benchmarks/test_correctness.py            on this machine's GPU, and on its CPU as far as that goes
+    pytest benchmarks/test_correctness.py            on this machine's GPU, and on its CPU where possible
 
-Values and gradients against float64, sizes that are odd and pointers that are misaligned, more than 2³¹ elements, two
-runs bit for bit, and a replayed CUDA graph against eager calls. The suite of `tests/` runs the same kernels in Triton's
-interpreter; what only a GPU shows is its rounding, its instructions for 16-bit results, its memory and its graphs.
+Values and gradients against float64, odd sizes and misaligned pointers, more than 2³¹ elements, bit-identical reruns,
+and a replayed CUDA graph against eager calls. The suite of `tests/` runs the same kernels in Triton's interpreter. Only
+a GPU shows its rounding, its approximate instructions for 16-bit results, its memory and its graphs.
 """
 
 import math
@@ -15,7 +15,8 @@ import torch
 from cases import CASES, DTYPES, MORE_CASES, UNIT, Case, run
 from clocks import graph_of
 from fastdiff_kernels.launch import WARPS, grid_of
-from fastdiff_kernels.noise import draw_kernel, philox, uniform_from_word
+from fastdiff_kernels.noise import philox, uniform_from_word
+from fastdiff_kernels.noise_kernels import draw_kernel
 from torch import Tensor
 
 from fastdiff.kernels import Noise, Stream, diffuse, eps_loss, fourier_features, sampler_step, use_backend
@@ -25,12 +26,12 @@ ALIGNMENTS = ("aligned", "misaligned")
 BOTH = pytest.mark.parametrize("device", ["cpu", "cuda"], indirect=True)
 NORMAL_ERROR = 4e-6  # of a drawn normal, by its contract
 FAST_RMS = 1e-5  # where the result is rounded to 16 bits
-GPU_UNIT = 2e-6  # float32 there: approximate roots and exponentials, sums in another order; not yet measured
+GPU_UNIT = 2e-6  # float32 on a GPU: approximate roots and exponentials, sums in another order; not yet measured
 CHECKED = {**CASES, **{name: case for name, case in MORE_CASES.items() if name.startswith("group_norm")}}
 
 
 def placed(x: Tensor, device: torch.device, alignment: str) -> Tensor:
-    """x on the device, at an address that is a multiple of 16 bytes or just not."""
+    """x on the device, at an address that is a multiple of 16 bytes, or of no more than an element."""
     if alignment == "aligned" or x.dim() < 2:
         return x.to(device)
     padded = torch.empty(x.numel() + 1, dtype=x.dtype, device=device)
@@ -38,14 +39,14 @@ def placed(x: Tensor, device: torch.device, alignment: str) -> Tensor:
 
 
 def evaluated(case: Case, tensors: list[Tensor], exact: bool = False) -> list[tuple[Tensor, bool]]:
-    """Values and gradients on the CPU, and of each whether it is a gradient."""
+    """Values and gradients on the CPU, each with whether it is a gradient."""
     values, gradients = run(case.exact if exact else case.ours, tensors, case.differentiable)
     return [(x.cpu(), False) for x in values] + [(x.cpu(), True) for x in gradients]
 
 
-def tolerance(name: str, given: torch.dtype, dtype: torch.dtype, device: torch.device) -> float:
-    """Of the largest entry: rounding, and the error of drawn noise, which may be approximate where data has 16 bits."""
-    unit = GPU_UNIT if given == torch.float32 and device.type == "cuda" else UNIT[given]
+def tolerance(name: str, found: torch.dtype, dtype: torch.dtype, device: torch.device) -> float:
+    """Relative to the largest entry: rounding, and the error of drawn noise, which is approximate for 16-bit data."""
+    unit = GPU_UNIT if found == torch.float32 and device.type == "cuda" else UNIT[found]
     sums = 8.0 if name.startswith("group_norm") else 1.0  # its gradients to weight and bias are sums over all pixels
     return sums * unit + (NORMAL_ERROR if dtype == torch.float32 else 10.0 * FAST_RMS) * ("drawn" in name)
 
@@ -54,7 +55,7 @@ def tolerance(name: str, given: torch.dtype, dtype: torch.dtype, device: torch.d
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CHECKED)
 def test_values_and_gradients(name: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Against float64, at sizes of no and of several blocks, aligned and not."""
+    """Against float64, at sizes from no block to several blocks, aligned and not."""
     case = CHECKED[name]
     for shape in SHAPES:
         tensors = case.make(shape, dtype)
@@ -72,7 +73,7 @@ def test_values_and_gradients(name: str, dtype: torch.dtype, device: torch.devic
 @BOTH
 @pytest.mark.parametrize("name", CHECKED)
 def test_two_runs_are_bit_identical(name: str, device: torch.device) -> None:
-    """Sums of many blocks too: nothing is added in an order that depends on the moment."""
+    """Also sums of many blocks: no order of additions depends on timing."""
     tensors = [t.to(device) for t in CHECKED[name].make((3, 4, 61, 67), torch.float32)]
     for (first, _), (second, _) in zip(*(evaluated(CHECKED[name], tensors) for _ in range(2)), strict=True):
         assert torch.equal(first, second)
@@ -80,7 +81,7 @@ def test_two_runs_are_bit_identical(name: str, device: torch.device) -> None:
 
 @BOTH
 def test_noise_is_that_of_the_cpu(device: torch.device) -> None:
-    """Uniforms bit for bit; normals within the contract; where rounded to 16 bits within that and half a unit."""
+    """Uniforms are bit-identical, and normals within twice the error of the contract."""
     noise, shape = Noise(2**63 + 11, step=7, first_sample=5, stream=Stream.SAMPLER), (37, 3, 61, 67)
     with use_backend("torch"):
         uniform, normal = noise.uniform(shape), noise.normal(shape)
@@ -90,7 +91,7 @@ def test_noise_is_that_of_the_cpu(device: torch.device) -> None:
 
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
 def test_approximate_instructions_keep_the_contract(device: torch.device) -> None:
-    """What is drawn where a result has 16 bits, written in float32: root mean square error, and no NaN."""
+    """Normals drawn as for 16-bit results, but written in float32: root mean square error, and no NaN."""
     shape, noise = (64, 1 << 18), Noise(3, stream=Stream.DIFFUSION).to(device)
     fast = torch.empty(shape, device=device)
     programs, n, blocks, block = grid_of(fast)
@@ -105,7 +106,7 @@ def test_approximate_instructions_keep_the_contract(device: torch.device) -> Non
 
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
 def test_more_than_2_to_the_31_elements(device: torch.device) -> None:
-    """Three samples of 2³⁰ elements: the last one equals the same sample alone, and has the noise of its counters."""
+    """Three samples of 2³⁰ elements. The last one equals the same sample alone, and has the noise of its counters."""
     n, last = 2**30, slice(-4096, None)
     x, gamma = torch.empty(3, n, dtype=torch.bfloat16, device=device), torch.zeros(3, device=device)
     for sample in x:
@@ -133,7 +134,7 @@ def test_more_than_2_to_the_31_elements(device: torch.device) -> None:
 def test_a_replayed_graph_draws_fresh_noise(device: torch.device, dtype: torch.dtype) -> None:
     """One captured sampler step, replayed along the table, equals eager calls that name each step."""
     shape, steps = (4, 3, 32, 32), 6
-    table = torch.rand(steps, 7, device=device)
+    table = torch.rand(steps, 10, device=device)
     start, eps_hat = torch.randn(shape, device=device).to(dtype), torch.randn(shape, device=device).to(dtype)
     noise, z = Noise(9, stream=Stream.SAMPLER).to(device), start.clone()
 
@@ -155,7 +156,7 @@ def test_a_replayed_graph_draws_fresh_noise(device: torch.device, dtype: torch.d
 
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
 def test_a_captured_training_step(device: torch.device) -> None:
-    """Noising, loss and gradient in one graph: each replay equals the eager step of its noise."""
+    """Diffusion, loss and gradient in one graph: each replay equals the eager step with its noise."""
     x = torch.randn(4, 3, 32, 32, device=device)
     gamma, weight = torch.linspace(-4.0, 4.0, 4, device=device), torch.ones(4, device=device)
     noise, gradient = Noise(9, stream=Stream.DIFFUSION).to(device), torch.empty_like(x)

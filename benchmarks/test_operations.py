@@ -1,7 +1,7 @@
-"""The operations one by one: on a CPU against eager PyTorch; on a GPU against eager and torch.compile, beside a copy.
+"""Each operation, on a CPU against eager PyTorch, on a GPU against eager, torch.compile and a copy of as many bytes.
 
-Noise "given" is a tensor that both sides read. Noise "drawn": fastdiff draws it from the counter where it needs it; the
-alternative draws with ``randn_like``, and in the loss reads the tensor that it had to keep.
+"noise given" means a tensor that both sides read. "noise drawn" means that fastdiff draws the noise in the kernel, and
+that the alternative calls ``randn_like``, or in the loss reads the tensor that it had to keep.
 """
 
 import math
@@ -29,7 +29,6 @@ from fastdiff.kernels import (
     reparameterize,
     sampler_step,
 )
-from fastdiff.samplers import ancestral
 
 CPU_SHAPES = {"cifar": (64, 3, 32, 32), "large": (16, 1, 256, 256)}  # large: 2^20 elements
 GPU_SHAPES = {"cifar": (128, 3, 32, 32), "large": (64, 4, 512, 512)}  # large: 2^26 elements
@@ -42,10 +41,14 @@ GAMMA_0, GAMMA_1, LEVELS = -8.0, 5.0, 256
 class Case:
     """One operation on fixed inputs, and its naive form.
 
-    ours: fastdiff's call without arguments; naive: the naive function, and ``args`` for it; checked: arguments with
-    which it computes the same numbers as ours, where with ``args`` it would draw its own noise; moved: the fewest bytes
-    that ours can move; inputs, upstream: what is differentiated, and the gradient that arrives from above; others:
-    further alternatives, by name, that are timed and not checked; shape: of the data, where it is its own.
+    Args:
+        ours: fastdiff's call, without arguments.
+        naive, args: the naive function and its arguments.
+        checked: arguments with which ``naive`` computes the same numbers as ``ours``; with ``args`` it may draw noise.
+        moved: the smallest number of bytes that ``ours`` can move.
+        inputs, upstream: the tensors to differentiate by, and the upstream gradients.
+        others: further alternatives by name, which are timed and not checked.
+        shape: shape of the data, if it is not that of the benchmark.
     """
 
     operation: str
@@ -61,7 +64,7 @@ class Case:
     shape: tuple[int, ...] | None = None
 
     def evaluate(self, function: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
-        """Run a function, and where there are inputs to differentiate its backward; no gradient is left behind."""
+        """Run a function, and its backward if there are inputs to differentiate by. No gradient is accumulated."""
         out = function(*args)
         out = out if isinstance(out, tuple) else (out,)
         if not self.inputs:
@@ -79,7 +82,7 @@ def diffuse_case(x: Tensor, drawn: bool) -> Case:
 
 
 def eps_loss_case(x: Tensor, drawn: bool) -> Case:
-    """The loss and its gradient to eps_hat: reads eps_hat twice, writes the gradient; the naive form has eps stored."""
+    """The loss and its gradient to eps_hat: reads eps_hat twice, writes the gradient. The naive form has eps stored."""
     eps_hat, weight = x.requires_grad_(), torch.rand(len(x), device=x.device) + 0.5
     noise, eps = _noise_like(x)
     ours = partial(eps_loss, eps_hat, noise if drawn else eps, weight)
@@ -103,12 +106,9 @@ def fourier_case(z: Tensor, backward: bool) -> Case:
 def sampler_step_case(z_t: Tensor, drawn: bool) -> Case:
     """An ancestral step in the middle of 50: reads z_t and eps_hat, writes z_s."""
     steps, k = 50, 25
-    gamma = torch.linspace(GAMMA_0, GAMMA_1, steps + 1, dtype=torch.float64)
-    row = ancestral(gamma).table[k].float().to(z_t.device)
-    gamma_t, gamma_s = gamma[steps - k], gamma[steps - k - 1]
-    c, sigma_t, sigma_s = -torch.expm1(gamma_s - gamma_t), gamma_t.sigmoid().sqrt(), gamma_s.sigmoid().sqrt()
-    mean = ((-gamma_s).sigmoid() / (-gamma_t).sigmoid()).sqrt()
-    coefficients = float(mean), float(c * sigma_t), float(c.sqrt() * sigma_s)
+    alpha_t, sigma_t, alpha_s, sigma_s, c, _ = _middle_of(steps)
+    row = _row(z_t, alpha_t, sigma_t, A=(1.0 - c) * alpha_s / alpha_t, B=alpha_s * c, S=sigma_s * math.sqrt(c))
+    coefficients = alpha_s / alpha_t, c * sigma_t, math.sqrt(c) * sigma_s
     eps_hat = torch.randn_like(z_t)
     noise, eps = _noise_like(z_t)
     ours = partial(_step, z_t, eps_hat, row, noise if drawn else eps)
@@ -118,8 +118,32 @@ def sampler_step_case(z_t: Tensor, drawn: bool) -> Case:
     return replace(case, others=naive.diffusers_step(z_t, eps_hat, steps, k)) if drawn else case
 
 
+def multistep_case(z_t: Tensor) -> Case:
+    """DPM-Solver++(2M) in the middle of 20 steps: reads z_t, eps_hat and the last estimate, writes z_s and its own."""
+    alpha_t, sigma_t, alpha_s, sigma_s, _, step = _middle_of(20)
+    a, b = sigma_s / sigma_t, -alpha_s * math.expm1(-step)
+    row = _row(z_t, alpha_t, sigma_t, A=a, B=1.5 * b, C1=-0.5 * b)
+    eps_hat, x_prev = torch.randn_like(z_t), torch.randn_like(z_t)
+    ours = partial(sampler_step, z_t, eps_hat, row, history=(x_prev,))
+    args = (z_t, eps_hat, 1.0 / alpha_t, sigma_t / alpha_t, a, 1.5 * b, -0.5 * b, x_prev)
+    return Case("sampler_step", "one estimate", ours, naive.multistep, args, args, _bytes(z_t, 5))
+
+
+def _middle_of(steps: int) -> tuple[float, float, float, float, float, float]:
+    """(alpha_t, sigma_t, alpha_s, sigma_s, c, difference of log(alpha / sigma)) of the step in the middle."""
+    gamma = torch.linspace(GAMMA_0, GAMMA_1, steps + 1, dtype=torch.float64)
+    gamma_t, gamma_s = gamma[steps // 2], gamma[steps // 2 - 1]
+    roots = [(sign * value).sigmoid().sqrt().item() for value in (gamma_t, gamma_s) for sign in (-1.0, 1.0)]
+    return *roots, -math.expm1(gamma_s - gamma_t), float(gamma_t - gamma_s) / 2.0
+
+
+def _row(z_t: Tensor, alpha_t: float, sigma_t: float, A: float, B: float, S: float = 0.0, C1: float = 0.0) -> Tensor:
+    row = [1.0 / alpha_t, sigma_t / alpha_t, A, B, S, 1.0, C1, 0.0, 0.0, 0.0]
+    return torch.tensor(row, device=z_t.device)
+
+
 def reparameterize_case(mean: Tensor, drawn: bool) -> Case:
-    """z, its KL and the gradients: reads two and writes one, then reads three and writes two; given noise twice."""
+    """z, its KL and the gradients: two reads and a write, three reads and two writes. Noise given is read twice."""
     logvar = (0.5 * torch.randn_like(mean) - 1.0).requires_grad_()
     upstream = torch.randn_like(mean), torch.ones(len(mean), device=mean.device)
     noise, eps = _noise_like(mean)
@@ -185,6 +209,7 @@ CASES = {
     "fourier_features-both": partial(fourier_case, backward=True),
     "sampler_step-given": partial(sampler_step_case, drawn=False),
     "sampler_step-drawn": partial(sampler_step_case, drawn=True),
+    "sampler_step-history": multistep_case,
     "reparameterize-given": partial(reparameterize_case, drawn=False),
     "reparameterize-drawn": partial(reparameterize_case, drawn=True),
     "gaussian_log_ratio": gaussian_log_ratio_case,
@@ -209,7 +234,7 @@ IDS = [f"{device}-{size}-{str(dtype).removeprefix('torch.')}" for device, size, 
 def test_operation(
     name: str, device: torch.device, size: str, dtype: torch.dtype, quick: bool, compare: Callable[..., None]
 ) -> None:
-    """Time of one call: on a CPU by the wall clock, on a GPU without the launch and beside a copy of as many bytes."""
+    """Time of one call: on a CPU by the wall clock, on a GPU without the launch and with a copy of as many bytes."""
     on_gpu = device.type == "cuda"
     if size == "large" and quick:
         pytest.skip("--quick: large sizes are left out")
@@ -229,7 +254,7 @@ def test_operation(
     if size == "large":
         compare(what, calls, gpu_clock(device, cold=True), "L2 cold", case.moved)
     else:
-        # captured, so that neither side's launches are timed; diffusers reads its tables on the host, which cannot be
+        # captured, so that no launches are timed; diffusers reads its tables on the host, which cannot be captured
         graphs = {name: graph_of(call).replay for name, call in calls.items() if name not in case.others}
         compare(what, graphs, gpu_clock(device, cold=False), "graph, L2 warm", case.moved)
 
@@ -237,14 +262,14 @@ def test_operation(
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("device", ["cpu", "cuda"], indirect=True)
 def test_host_cost(name: str, device: torch.device, compare: Callable[..., None]) -> None:
-    """Time that the host spends on one call on a tiny tensor: what small models pay per operation."""
+    """Time of the host for one call on a tiny tensor, which is the cost per operation of small models."""
     case = CASES[name](torch.randn(TINY_SHAPE, device=device))
     what = case.operation, case.noise, device, torch.float32, case.shape or TINY_SHAPE
     compare(what, contenders(case, device), host_clock(device), "host")
 
 
 def yardstick(case: Case, shape: tuple[int, ...], dtype: torch.dtype) -> Call:
-    """A copy of as many bytes; for Fourier features, forward, a kernel of one read and five writes."""
+    """A copy of as many bytes; for forward Fourier features a kernel of one read and five writes."""
     if case.operation == "fourier_features":
         return spread(torch.randn(shape, dtype=dtype, device="cuda"))
     source = torch.randint(256, (case.moved // 2,), dtype=torch.uint8, device="cuda")
@@ -261,14 +286,14 @@ def contenders(case: Case, device: torch.device) -> dict[str, Call]:
     if device.type == "cuda":
         compiled = torch.compile(case.naive, fullgraph=True, dynamic=False)
         calls["compile"] = partial(case.evaluate, compiled, *case.args)
-        with warnings.catch_warnings():  # what the compiler has to say about the alternative is no error of ours
+        with warnings.catch_warnings():  # warnings about the alternative are not errors here
             warnings.simplefilter("ignore")
             calls["compile"]()
     return calls
 
 
 def check_same(case: Case, tolerance: float) -> None:
-    """Check that both sides compute the same on the same noise; a NaN never passes."""
+    """Check that both sides compute the same from the same noise. A NaN does not pass."""
     ours, theirs = case.evaluate(case.ours), case.evaluate(case.naive, *case.checked)
     for our, their in zip(ours, theirs, strict=True):
         assert our.shape == their.shape

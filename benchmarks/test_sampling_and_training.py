@@ -15,11 +15,11 @@ from clocks import wall_clock
 from torch import Tensor
 
 import fastdiff
-from fastdiff.datasets import digits
+from fastdiff.data import digits
+from fastdiff.diffusion.bound import stratified_times
 from fastdiff.kernels import Noise, Stream
 from fastdiff.models import DiffusionModel
 from fastdiff.presets import preset
-from fastdiff.vlb import stratified_times
 
 
 @pytest.fixture

@@ -3,12 +3,39 @@
     import fastdiff
     images = fastdiff.sample("digits", 64)        # uint8 [64, 1, 8, 8]
 
-Kernels: `fastdiff.kernels`. Models: `fastdiff.models`. Command line: ``fastdiff --help``.
+Kernels: `fastdiff.kernels`. Models: `fastdiff.models`. Samplers: `fastdiff.diffusion`. Command line:
+``fastdiff --help``. Importing fastdiff imports neither torch nor triton; the first use does.
 """
 
-from .checkpoint import load
-from .kernels import Noise, backend
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .sample import sample  # eagerly, so that fastdiff.sample is this function and not the module of the same name
 
+if TYPE_CHECKING:
+    from .checkpoints import load
+    from .kernels import FastdiffError, Noise, backend
+    from .models import Latents
+
 __version__ = "0.1.0"
-__all__ = ["Noise", "__version__", "backend", "load", "sample"]
+__all__ = ["FastdiffError", "Latents", "Noise", "__version__", "backend", "load", "sample"]
+
+_HOMES = {
+    "FastdiffError": "fastdiff.kernels",
+    "Latents": "fastdiff.models",
+    "Noise": "fastdiff.kernels",
+    "backend": "fastdiff.kernels",
+    "load": "fastdiff.checkpoints",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,121 +1,71 @@
-"""Sampling: one call for every model of the family.
+"""The public way to draw images from a model. It imports torch when it is called, not before."""
 
-Image i of a request is a function of (seed, i): its initial latent and its step noise are bit-identical whatever the
-batch size, and images are equal up to the rounding of the network, which may differ between batch sizes.
-"""
-
-import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+if TYPE_CHECKING:
+    import torch
 
-from .checkpoint import load
-from .kernels import Noise
-from .latent_mixture import LatentMixture
-from .models.base import evaluating
-from .plots import to_pil, to_uint8
-from .sampling_loop import SamplingError, sample_latents, sampling_plan
-from .sampling_sources import Options, Source, source_of
+    from .diffusion import Plan, Sampler
+    from .models import Latents, Model
 
-__all__ = ["SamplingError", "sample", "sample_latents", "sampling_plan"]
-OUTPUTS = ("uint8", "levels", "float", "pil")
+__all__ = ["sample"]
 
 
 def sample(
-    model: nn.Module | str | Path,
+    model: "Model | str | Path",
     n: int,
     steps: int | None = None,
-    sampler: str | None = None,
+    sampler: "str | Sampler | Callable[[torch.Tensor], Plan]" = "ancestral",
     seed: int = 0,
-    batch_size: int = 64,
-    labels: Any = None,
+    labels: "int | Sequence[int] | torch.Tensor | None" = None,
     guidance: float | None = None,
-    eta: float | None = None,
-    grid: str | None = None,
-    temperature: float = 1.0,
-    latent_temperature: float = 1.0,
-    variance: str | None = None,
-    clip: bool = False,
+    cond: "torch.Tensor | None" = None,
+    latents: "Latents | None" = None,
+    batch_size: int = 64,
     output: str = "uint8",
-    device: torch.device | str | None = None,
+    device: "torch.device | str | None" = None,
     progress: bool = False,
-    betas: tuple[float, float] | None = None,
-    given: Tensor | None = None,
-    mixture: LatentMixture | str | Path | None = None,
+    callback: "Callable[[int, int, torch.Tensor, torch.Tensor], object] | None" = None,
 ) -> Any:
     """Draw ``n`` images from a model.
+
+    Image i is a function of (seed, i): its initial latent and its step noise are bit-identical for every batch size.
+    The images are equal up to the rounding of the network, which on a CPU may differ between batch sizes.
 
     Args:
         model: a model, a checkpoint folder, a run's folder, or the name of an embedded model (``"digits"``).
         n: number of images, >= 0.
-        steps: sampler steps, by default 250; >= 1, or >= 2 for a DDPM, whose decoder takes one. Heun asks the network
-            twice a step. A VAE's chain is its own: it takes none of the samplers' options.
-        sampler: ``"ancestral"`` (the default), ``"ddim"``, ``"dpm-solver"`` (DPM-Solver++(2M)) or ``"heun"``.
-        seed: image i is a function of (seed, i), in [0, 2**64).
-        batch_size: images per call of the network, >= 1; it changes no image beyond rounding.
-        labels: one class for all, or one per image (integers), for a class-conditional model; None for unconditional.
-        guidance: classifier-free guidance weight, with labels: 1 is the conditional model, more is more typical.
-        eta: of DDIM, 0 (the default, deterministic) to 1 (ancestral).
-        grid: steps even in t (``"time"``, the default), in sqrt(t) (``"quadratic"``) or in gamma (``"gamma"``).
-        betas: (first, last) of the chain of betas to sample instead, with a DDPM, see `sampling_plan`.
-        given: degraded images for a restorer, pictures for a DiffuseVAE, [n, ...]; levels, or floats as of `centre`.
-        temperature: factor on the initial latent's deviation, > 0; latent_temperature: that of a DiffuseVAE's z.
-        mixture: of latents, or its folder; z_1 of a VAE or DiffuseVAE is drawn from it, and no chain above z_1.
-        variance: of the ancestral steps, ``"small"``, ``"large"`` or ``"learned"``; by default the model's own.
-        clip: whether x_hat is clipped to [-1, 1] at every step, as DDPM's samplers do.
-        output: ``"uint8"`` scaled to 0..255, ``"levels"`` raw integer levels, ``"float"`` float32 in [-1, 1], each a
-            tensor [n, C, H, W] on the CPU; ``"pil"`` a list of Pillow images.
-        device: where to run, by default where the model is; it stays there. progress: show a bar on stderr.
+        steps: steps of the sampler, 250 by default; >= 1, and >= 2 for a DDPM, whose decoder takes one. Heun calls the
+            network twice a step. A VAE has no sampler and takes no steps.
+        sampler: ``"ancestral"``, ``"ddim"``, ``"dpm-solver"`` or ``"heun"``; or a sampler object with options, such as
+            ``DDIM(eta=0.5, spacing="gamma", clip_denoised=True)`` (`fastdiff.diffusion`); or your own function from
+            gammas float64 [steps + 1] to a `fastdiff.diffusion.Plan`.
+        seed: integer in [0, 2**64).
+        labels: class labels for a class-conditional model: one integer for all images, or integers [n]; None samples
+            without a label.
+        guidance: weight of classifier-free guidance (Ho and Salimans 2022), which needs labels; 1 is the conditional
+            model.
+        cond: conditioning images [n, ...] of a conditional model: the degraded images of a restoration model, or the
+            images that a DiffuseVAE refines. uint8 levels, or floats as `fastdiff.kernels.to_unit_range` makes them.
+        latents: how the latent z of a VAE or a DiffuseVAE is drawn (`fastdiff.Latents`): temperature, a mixture, or z
+            itself.
+        batch_size: images per call of the network, >= 1.
+        output: ``"uint8"`` scaled to 0..255, ``"levels"`` the model's integer levels, ``"float"`` float32 in [-1, 1],
+            each a tensor [n, C, H, W] on the CPU; ``"pil"`` a list of Pillow images.
+        device: where to run. The model is moved there and stays there. None runs where the model is.
+        progress: show a progress bar on stderr.
+        callback: called after each call of the network as ``callback(step, nfe, z_t, x_hat)``: the sampler's step, the
+            number of function evaluations so far in this batch, the latent that the step gave, and the estimate of x,
+            both [batch, C, H, W] on the model's device. A VAE does not call it.
 
     Raises:
-        TypeError, ValueError: an argument out of range, saying what is allowed.
-        CheckpointError, SamplingError: a model or mixture that cannot be loaded; a result that is not finite.
+        FastdiffError: an argument of the wrong type or out of range (also a TypeError or ValueError), a model or a
+            mixture that cannot be loaded (`CheckpointError`), a result that is not finite (`SamplingError`).
     """
-    _check(n, batch_size, output, clip, temperature=temperature, latent_temperature=latent_temperature)
-    Noise(seed)  # checks it
-    model = model if isinstance(model, nn.Module) else load(model)
-    model = model if device is None else model.to(device)
-    options = Options(
-        steps, sampler, labels, guidance, eta, grid, betas, given, variance, clip, temperature, latent_temperature,
-        mixture,
-    )  # fmt: skip
-    source = source_of(model, n, options)
-    return _present(_draw(source, n, seed, batch_size, progress), source.model.levels, output)
+    from .sampling.images import sample_images
 
-
-def _draw(source: Source, n: int, seed: int, batch_size: int, progress: bool) -> Tensor:
-    """All images of a request as levels, uint8 [n, C, H, W] on the CPU, batch by batch."""
-    batches = [(first, min(batch_size, n - first)) for first in range(0, n, batch_size)]
-    images = [torch.empty(0, *source.model.shape, dtype=torch.uint8)]
-    total, title = len(batches) * source.calls, f"sampling {n} images"
-    with evaluating(source.model), tqdm(total=total, unit="step", desc=title, disable=not progress) as bar:
-        for first, count in batches:
-            images.append(source.batch(first, count, Noise(seed, first_sample=first), bar).cpu())
-    return torch.cat(images)
-
-
-def _check(n: int, batch_size: int, output: str, clip: bool, **temperatures: float) -> None:
-    for name, value, least in (("n", n, 0), ("batch_size", batch_size, 1)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"sample: {name} is {value!r}; allowed: an integer >= {least}")
-        if value < least:
-            raise ValueError(f"sample: {name} is {value}; allowed: an integer >= {least}")
-    if output not in OUTPUTS:
-        raise ValueError(f"sample: unknown output {output!r}; allowed: {', '.join(OUTPUTS)}")
-    for name, value in temperatures.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ValueError(f"sample: {name} is {value!r}; allowed: a finite number > 0")
-    if not isinstance(clip, bool):
-        raise TypeError(f"sample: clip is {clip!r}; allowed: True or False")
-
-
-def _present(levels_image: Tensor, levels: int, output: str) -> Any:
-    if output == "levels":
-        return levels_image
-    if output == "float":
-        return levels_image.float() * (2.0 / (levels - 1)) - 1.0
-    images = to_uint8(levels_image, levels)
-    return images if output == "uint8" else [to_pil(image) for image in images]
+    return sample_images(
+        model, n, steps, sampler, seed, labels, guidance, cond, latents, batch_size, output, device, progress, callback
+    )

@@ -1,4 +1,4 @@
-"""Every operation with its float64 counterpart, as functions of the same list of tensors, and how to compare them."""
+"""Every operation with its float64 counterpart, as functions of the same list of tensors, and their comparison."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from torch import Tensor
 BACKENDS = ("torch", "interpreter")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 UNIT = {torch.float32: 5e-7, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
-ROW = (1.25, 0.75, 0.6, 0.3, -0.2, 0.4, 0.9)
+ROW = (1.25, 0.75, 0.6, 0.3, 0.4, 1.5, -0.2, 0.7, -0.5, 0.35)  # 1/alpha, sigma/alpha, A, B, S, w, C1, C2, C3, D
 
 
 @dataclass(frozen=True)
@@ -53,21 +53,34 @@ def drawn(x: Tensor) -> Tensor:
     return NOISE.normal(x.shape).double()
 
 
-def step_case(clip, guided, offset, prev):
-    def ours(z_t, eps_hat, eps, x_prev, o, u):
-        row = torch.tensor(ROW, device=z_t.device)
-        return sampler_step(
-            z_t, eps_hat, row, eps, clip, x_prev if prev else None, o if offset else None,
-            u if guided else None, 1.5 if guided else None,
-        )  # fmt: skip
+def step_row(noisy=False, remembered=0, previous=False, guided=False):
+    """ROW without the coefficients of what is absent, as a sampler's row is."""
+    kept = [True] * 4 + [noisy, guided] + [k < remembered for k in range(3)] + [previous]
+    return tuple(value if keep else float(k == 5) for k, (value, keep) in enumerate(zip(ROW, kept, strict=True)))
 
-    def exact(z_t, eps_hat, eps, x_prev, o, u):
-        return oracle.sampler_step(
-            z_t, eps_hat, ROW, eps, clip, x_prev if prev else None, o if offset else None, u if guided else None, 1.5
-        )
 
-    used = tuple(k for k, on in ((0, True), (1, True), (3, prev), (4, offset), (5, guided)) if on)
-    return Case(ours, exact, used, lambda shape, dtype: [normal(shape, dtype, k) for k in range(6)])
+def step_case(clip=None, remembered=0, previous=False, guided=False):
+    """A step with noise as a tensor; its tensors are z_t, eps_hat, eps, then what else the step takes."""
+    row = step_row(True, remembered, previous, guided)
+
+    def arguments(z_t, eps_hat, eps, *others):
+        others = list(others)
+        history = tuple(others.pop(0) for _ in range(remembered))
+        z_prev, u = (others.pop(0) if on else None for on in (previous, guided))
+        return eps, clip, history, z_prev, u
+
+    def ours(z_t, eps_hat, *others):
+        return sampler_step(z_t, eps_hat, torch.tensor(row, device=z_t.device), *arguments(z_t, eps_hat, *others))
+
+    def exact(z_t, eps_hat, *others):
+        return oracle.sampler_step(z_t, eps_hat, row, *arguments(z_t, eps_hat, *others))
+
+    tensors = 3 + remembered + previous + guided
+    used = (0, 1, *range(3, tensors))
+    return Case(ours, exact, used, lambda shape, dtype: [normal(shape, dtype, k) for k in range(tensors)])
+
+
+PLAIN_ROW, NOISY_ROW = step_row(), step_row(noisy=True)
 
 
 def decoder_case(levels, per_element):
@@ -114,12 +127,12 @@ CASES = {
         (0,),
         lambda shape, dtype: [normal(shape, dtype)],
     ),
-    "sampler_step plain": step_case(None, guided=False, offset=False, prev=False),
-    "sampler_step clipped": step_case(0.8, guided=False, offset=False, prev=True),
-    "sampler_step guided": step_case(0.8, guided=True, offset=True, prev=True),
+    "sampler_step plain": step_case(),
+    "sampler_step clipped": step_case(0.8, remembered=1),
+    "sampler_step guided": step_case(2.0, remembered=3, previous=True, guided=True),
     "sampler_step drawn": Case(
-        lambda z_t, eps_hat: sampler_step(z_t, eps_hat, torch.tensor(ROW, device=z_t.device), NOISE),
-        lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, ROW, drawn(z_t), None, None, None, None, 1.0),
+        lambda z_t, eps_hat: sampler_step(z_t, eps_hat, torch.tensor(NOISY_ROW, device=z_t.device), NOISE),
+        lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, NOISY_ROW, drawn(z_t)),
         (0, 1),
         lambda shape, dtype: [normal(shape, dtype), normal(shape, dtype, 1)],
     ),
@@ -148,7 +161,7 @@ CASES = {
 
 def run(function, tensors, differentiable):
     """Values and gradients of a random weighted sum of them."""
-    leaves = [t.detach().requires_grad_(k in differentiable) for k, t in enumerate(tensors)]  # in the layout given
+    leaves = [t.detach().requires_grad_(k in differentiable) for k, t in enumerate(tensors)]  # layouts are kept
     outputs = function(*leaves)
     outputs = [o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o is not None]
     total = sum((o.cpu().double() * normal(o.shape, torch.float64, 99)).sum() for o in outputs)
@@ -156,11 +169,11 @@ def run(function, tensors, differentiable):
     return [o.detach() for o in outputs], [leaves[k].grad for k in differentiable]
 
 
-def assert_close(given: Tensor, exact: Tensor, dtype: torch.dtype, backend: str = "torch") -> None:
-    assert given.shape == exact.shape
+def assert_close(found: Tensor, exact: Tensor, dtype: torch.dtype, backend: str = "torch") -> None:
+    assert found.shape == exact.shape
     allowed = UNIT[dtype] * (2.0 if backend == "interpreter" and dtype == torch.bfloat16 else 1.0)
     scale = max(1.0, float(exact.abs().max())) if exact.numel() else 1.0
-    error = float((given.double() - exact).abs().max()) if exact.numel() else 0.0
+    error = float((found.double() - exact).abs().max()) if exact.numel() else 0.0
     assert error <= allowed * scale, f"error {error / scale:.3g} of the largest entry, allowed {allowed:.3g}"
 
 
@@ -173,7 +186,7 @@ def groups(x):
 
 
 def group_norm_case(modulated, on_chip):
-    """``on_chip`` elements of a group at most are normalised in one kernel; others go through tiles."""
+    """Groups of up to ``on_chip`` elements are normalised in one kernel, larger ones in tiles."""
 
     def ours(x, weight, bias, scale=None, shift=None):
         with mock.patch.object(group_norm_kernels, "ON_CHIP", on_chip):
@@ -190,7 +203,7 @@ def group_norm_case(modulated, on_chip):
     return Case(ours, exact, (0, 1, 2, 3, 4) if modulated else (0, 1, 2), make)
 
 
-TABLE = torch.tensor([[9.0] * 7, ROW, [9.0] * 7])
+TABLE = torch.tensor([[9.0] * 10, PLAIN_ROW, [9.0] * 10])
 MORE_CASES = {
     "draw": Case(
         lambda x: NOISE.normal(x.shape, x.dtype),
@@ -205,17 +218,19 @@ MORE_CASES = {
         lambda shape, dtype: [normal(shape, dtype)],
     ),
     "sampler_step without x_hat": Case(
-        lambda z_t, eps_hat: sampler_step(z_t, eps_hat, torch.tensor(ROW), keep_x_hat=False),
-        lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, ROW, None, None, None, None, None, 1.0)[0],
+        lambda z_t, eps_hat: sampler_step(z_t, eps_hat, torch.tensor(PLAIN_ROW), keep_x_hat=False),
+        lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, PLAIN_ROW)[0],
         (0, 1),
         lambda shape, dtype: [normal(shape, dtype, 0), normal(shape, dtype, 1)],
     ),
     "sampler_step with a table": Case(
         lambda z_t, eps_hat: sampler_step(z_t, eps_hat, TABLE, None, 0.8, step=torch.tensor([1])),
-        lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, ROW, None, 0.8, None, None, None, 1.0),
+        lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, PLAIN_ROW, None, 0.8),
         (0, 1),
         lambda shape, dtype: [normal(shape, dtype, 0), normal(shape, dtype, 1)],
     ),
+    "sampler_step, two estimates": step_case(remembered=2),
+    "sampler_step, a latent": step_case(previous=True, guided=True),
     "fourier_features in float32": Case(
         lambda z: fourier_features(z, 2, 2, torch.float32),
         lambda z: oracle.fourier(z, 2, 2),
@@ -229,7 +244,7 @@ EVERY_CASE = {**MORE_CASES, **CASES}
 
 
 def evaluate(function, tensors, differentiable, place=lambda upstream: upstream):
-    """Values and gradients, the tensors and the upstream gradients in the memory they are given in."""
+    """Values and gradients; the layouts of the tensors are kept, and ``place`` lays out the upstream gradients."""
     leaves = [t.detach().requires_grad_(k in differentiable) for k, t in enumerate(tensors)]
     outputs = function(*leaves)
     outputs = [o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o is not None]

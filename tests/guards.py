@@ -1,12 +1,12 @@
-"""Guards around the kernels while they run in Triton's interpreter, which lets any access pass.
+"""Guards around kernels in Triton's interpreter, which does not check accesses itself.
 
-`guarded` gives every tensor argument of a launch an address of its own, far away from all others, and translates each
-access back to memory. So an address tells which argument it came from however far it strayed, and an access outside
-that argument's elements is an error. Lanes that are masked off are handed on as address 0: touching one would crash.
-Memory that is allocated under the guard starts as NaN, so that what nobody wrote shows in the results.
+`guarded` gives every tensor argument of a launch its own range of addresses, far from all others, and translates each
+access back to memory. An address therefore shows which argument it was computed from, and an access outside the
+elements of that argument is an error. Masked lanes are passed on as address 0, so that an access to one would crash.
+Memory that is allocated under the guard starts as NaN, so that elements which are never written show in the results.
 
-In record-only mode nothing is checked, read or written: loads give 0 and the offsets are kept, so that a program of a
-launch far beyond the machine's memory can be looked at.
+In record-only mode nothing is checked, read or written: loads return 0 and the offsets are recorded. In this way a
+program of a launch far beyond the machine's memory can be examined.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from torch import Tensor
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
-SHIFT = 52  # an argument has 2⁵² bytes of addresses to itself and starts in their middle
+SHIFT = 52  # an argument has a range of 2⁵² addresses and starts in its middle
 MARGIN = 64  # elements of NaN on either side of a surrounded tensor
 
 
 @dataclass
 class Region:
-    """A tensor argument of one launch: where it is, and which of its bytes were read and written how often."""
+    """A tensor argument of one launch: its address, and how often each of its bytes was read and written."""
 
     name: str
     tensor: Tensor
@@ -36,7 +36,7 @@ class Region:
     owned: np.ndarray = field(init=False)  # whether a byte between the first and the last element belongs to one
     reads: np.ndarray = field(init=False)
     writes: np.ndarray = field(init=False)
-    spared: int = 0  # lanes masked off that pointed outside: without the mask they would have been errors
+    spared: int = 0  # masked lanes that pointed outside the tensor
 
     def __post_init__(self) -> None:
         width = self.tensor.element_size()
@@ -47,14 +47,14 @@ class Region:
         self.reads, self.writes = np.zeros((2, self.owned.size), dtype=np.int64)
 
     def starts(self) -> np.ndarray:
-        """The byte at which every element begins, in the shape of the tensor."""
+        """Byte offset of every element, in the shape of the tensor."""
         starts = np.zeros((), dtype=np.int64)
         for size, stride in zip(self.tensor.shape, self.tensor.stride(), strict=True):
             starts = starts[..., None] + np.arange(size) * stride * self.tensor.element_size()
         return starts
 
     def outside(self, offsets: np.ndarray, width: int) -> np.ndarray:
-        """Which accesses of ``width`` bytes at byte offsets leave the elements of the tensor."""
+        """Which accesses of ``width`` bytes at these byte offsets are outside the elements of the tensor."""
         bad = (offsets < 0) | (offsets + width > self.owned.size)
         inside = np.where(bad, 0, offsets)
         if self.owned.all():
@@ -78,7 +78,7 @@ class Launch:
     offsets: list[tuple[str, str, np.ndarray]] = field(default_factory=list)  # argument, kind, elements; record-only
 
     def assert_written_once(self) -> None:
-        """Every element of an argument that was written to was written exactly once, and one argument was."""
+        """At least one argument was written, and every element of each written argument exactly once."""
         outputs = [region for region in self.regions.values() if region.writes.any()]
         assert outputs, f"{self.kernel} wrote nothing"
         for region in outputs:
@@ -90,7 +90,7 @@ class Launch:
 
 
 class Guard:
-    """The launches seen so far, and the access that is in the way of the next one."""
+    """The launches so far, and the first wrong access."""
 
     def __init__(self, record_only: bool = False) -> None:
         self.launches: list[Launch] = []
@@ -98,12 +98,12 @@ class Guard:
         self.failure: AssertionError | None = None
         self._by_id: dict[int, Region] = {}  # the interpreter's copies of the arguments
 
-    def begin(self, executor: Any, names: list[str], given: list[Any]) -> None:
-        """Take note of a launch with its arguments as the interpreter will hand them over."""
+    def begin(self, executor: Any, names: list[str], values: list[Any]) -> None:
+        """Record a launch with its arguments as the interpreter passes them on."""
         kernel = f"{executor.fn.__module__.rpartition('.')[2]}.{executor.fn.__name__}"
-        self.launches.append(Launch(kernel, dict(zip(names, given, strict=True))))
+        self.launches.append(Launch(kernel, dict(zip(names, values, strict=True))))
         self._by_id = {}
-        for name, value in zip(names, given, strict=True):
+        for name, value in zip(names, values, strict=True):
             self._add(name, value)
 
     def _add(self, name: str, value: Any) -> None:
@@ -118,14 +118,14 @@ class Guard:
             self._add(name, value.base)
 
     def convert(self, original: Callable, value: Any) -> Any:
-        """An argument as the interpreter's value, a pointer as one of ours."""
+        """An argument as a value of the interpreter, with pointers replaced by ours."""
         converted = original(value)
         if hasattr(value, "data_ptr"):
             converted.handle.data = np.array([self._by_id[id(value)].base], dtype=np.uint64)
         return converted
 
     def access(self, kind: str, addresses: np.ndarray, mask: np.ndarray, width: int) -> np.ndarray:
-        """Check an access lane by lane; return the addresses in memory, 0 for lanes that are masked off."""
+        """Check an access lane by lane. Return the addresses in memory, 0 for masked lanes."""
         launch = self.launches[-1]
         mask = np.broadcast_to(mask, addresses.shape)
         real = np.zeros(addresses.shape, dtype=np.uint64)
@@ -158,12 +158,12 @@ class Guard:
             np.add.at(count, offsets[mask] + byte, 1)
 
     def _fail(self, message: str) -> None:
-        self.failure = AssertionError(message)  # the interpreter wraps what is raised in an error of its own
+        self.failure = AssertionError(message)  # kept, since the interpreter wraps exceptions in its own
         raise self.failure
 
 
 class _Memory:
-    """Stands in for the compiled part of the interpreter, which holds its four accesses to memory."""
+    """Replaces the compiled part of the interpreter, which contains its four kinds of access to memory."""
 
     def __init__(self, guard: Guard, native: Any) -> None:
         self._guard, self._native = guard, native
@@ -200,7 +200,7 @@ def _int32(value: int) -> tl.tensor:
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """Memory that torch allocates inside starts as NaN, integers as their largest value."""
+    """Memory that torch allocates inside the block starts as NaN, or as the largest integer."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filling = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
@@ -216,11 +216,11 @@ def poisoned() -> Iterator[None]:
 def guarded(
     *, record_only: bool = False, program: Sequence[int] | None = None, programs: Sequence[int] = (1, 1, 1)
 ) -> Iterator[Guard]:
-    """Guard every launch inside the block; yield what is known about the launches.
+    """Guard every launch inside the block, and yield the `Guard` that records the launches.
 
     Args:
-        record_only: keep the offsets of the accesses; check, read and write nothing.
-        program: the place in a grid of ``programs`` that every program takes itself for.
+        record_only: only record the offsets of the accesses; check, read and write nothing.
+        program: program id that every program gets, in a grid of ``programs``.
     """
     guard, executor = Guard(record_only), interpreter.GridExecutor
     prepare, call, convert = executor._init_args_hst, executor.__call__, interpreter._implicit_cvt
@@ -256,14 +256,14 @@ def guarded(
 
 
 def surrounded(x: Tensor, layout: str = "contiguous") -> Tensor:
-    """The values of x in another layout, in the middle of memory that is NaN (or the largest integer) around them."""
+    """The values of x in another layout, surrounded by memory that is NaN, or the largest integer."""
     rank, step, pad, shift = x.dim(), 1, 0, 0
     order = list(range(rank))  # dimensions from the outermost in memory to the innermost
     expanded: list[int] = []
     match layout:
         case "contiguous":
             pass
-        case "misaligned":  # the first element lies on no boundary but its own
+        case "misaligned":  # the first element is aligned to its own size only
             shift = 1
         case "padded":  # a gap between samples, as after slicing the channels
             pad, shift = 3, 3
@@ -278,7 +278,7 @@ def surrounded(x: Tensor, layout: str = "contiguous") -> Tensor:
         case "constant":  # all elements are the first one
             expanded = order
         case _:
-            raise ValueError(f"surrounded: layout is {layout!r}")
+            raise ValueError(f"surrounded: unknown layout {layout!r}")
     held = x
     for dim in expanded:
         held = held[(slice(None),) * dim + (slice(1),)]

@@ -1,4 +1,4 @@
-"""The operations in float64, written from their equations without looking at the kernels."""
+"""The operations in float64, written from their equations and independent of the kernels."""
 
 import torch
 from torch import Tensor
@@ -29,17 +29,18 @@ def fourier(z: Tensor, n_min: int, n_max: int) -> Tensor:
     return torch.stack([*channels, *sines, *cosines], dim=1)
 
 
-def sampler_step(z_t, eps_hat, row, eps, clip, x_prev, offset, u, w):
-    """The linear step, term by term."""
-    one_over_alpha, ratio, a, b, c, s, o = row
+def sampler_step(z_t, eps_hat, row, eps=None, clip=None, history=(), z_prev=None, u=None):
+    """The linear step, term by term; row = (1/alpha_t, sigma_t/alpha_t, A, B, S, w, C1, C2, C3, D)."""
+    one_over_alpha, ratio, a, b, s, w, *c, d = row
     guided = eps_hat if u is None else (1.0 - w) * u + w * eps_hat
-    shift = torch.zeros_like(z_t) if offset is None else offset
-    x_hat = one_over_alpha * (z_t - shift) - ratio * guided
+    x_hat = one_over_alpha * z_t - ratio * guided
     if clip is not None:
         x_hat = torch.clamp(x_hat, -clip, clip)
-    z_s = a * (z_t - shift) + b * x_hat + o * shift
-    if x_prev is not None:
-        z_s = z_s + c * x_prev
+    z_s = a * z_t + b * x_hat
+    for coefficient, remembered in zip(c, history, strict=False):
+        z_s = z_s + coefficient * remembered
+    if z_prev is not None:
+        z_s = z_s + d * z_prev
     if eps is not None:
         z_s = z_s + s * eps
     return z_s, x_hat

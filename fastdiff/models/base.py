@@ -1,53 +1,59 @@
-"""What every model of the family has in common: its data's shape and levels, its checks, and how it is saved."""
+"""What every model of the family answers: its data, loss, bound, sampling, parameter groups, and how it is saved."""
 
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from ..config import check_fields, to_dict
-from ..storage import write_folder
+from ..diffusion.bound import Objective, Vlb
+from ..diffusion.schedules import Schedule
+from ..io.configuration import ConfigError
+from ..io.folders import Json, write_folder
+from ..kernels import InvalidTypeError, InvalidValueError, Noise
+from .degradations import Degradation
+from .image_data import ImageConfig, ImageModel
+from .requests import DEFAULTS, Draw, Request, Start
+from .saving import check_savable, describe
 
 
 @dataclass(frozen=True)
-class ImageConfig:
-    """What a model's configuration says about its data; the first fields of every configuration.
+class ParameterGroups:
+    """The parameters of a model by how an optimiser treats them.
 
-    Args:
-        shape: (C, H, W) of the data.
-        levels: values that a pixel can take, 2 to 256.
-        classes: number of class labels, 0 for an unconditional model.
-        augmented: whether the network is told which training images were augmented (as in the VDM paper's augmented
-            CIFAR-10 runs), so that what it learns from them does not change what it says about the others.
+    decayed: weight matrices and kernels, with weight decay. plain: biases, norms and the like, without. schedule:
+    parameters of the noise schedule. interior: those among ``schedule`` that are trained on the variance of the loss.
     """
 
-    shape: tuple[int, int, int]
-    levels: int
-    classes: int = 0
-    augmented: bool = False
+    decayed: list[nn.Parameter]
+    plain: list[nn.Parameter]
+    schedule: list[nn.Parameter]
+    interior: list[nn.Parameter]
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if len(self.shape) != 3 or min(self.shape) < 1 or not 2 <= self.levels <= 256 or self.classes < 0:
-            raise ValueError(
-                f"{type(self).__name__}: shape {self.shape}, levels {self.levels}, classes {self.classes}; "
-                "allowed: three positive sizes (C, H, W), 2 to 256 levels, 0 or more classes"
-            )
+
+class Diffusion(Protocol):
+    """A diffusion of p(x): what the probability-flow ODE needs of a `DiffusionModel`."""
+
+    gamma: Schedule
 
     @property
-    def conditions(self) -> int:
-        """Conditions that the network tells apart: the classes, "no label", "augmented"; 0 without any."""
-        return self.classes + 1 + self.augmented if self.classes or self.augmented else 0
+    def levels(self) -> int: ...
+
+    @property
+    def dims(self) -> int: ...
+
+    def check_images(self, where: str, x: object) -> None: ...
+
+    def eps_hat(self, z_t: Tensor, gamma: Tensor, labels: Tensor | None = None) -> Tensor: ...
+
+    def recon_nats(self, x: Tensor, z_0: Tensor, labels: Tensor | None = None) -> Tensor: ...
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode, and every part of it back as it was: parts of it may have been frozen before."""
+    """Put a module into eval mode, and restore the mode of each of its submodules at the end."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -57,103 +63,227 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-class Model(nn.Module):
+class Model(ImageModel):
     """A generative model of images uint8 [C, H, W] with values in 0 .. levels - 1.
 
-    Subclasses set ``kind`` (their name in config.json) and ``config``, an `ImageConfig` with more fields.
+    Subclasses set ``kind``, their name in config.json, and ``config_class``, and implement `forward`, `vlb`, `check_T`
+    and `prepare`. ``parts`` names the parts of the user's own that the constructor takes. ``latent_variables`` holds
+    "z" for a model with an autoencoder and "x_T" for one with a diffusion.
     """
 
-    kind: ClassVar[str]
-    config: Any
+    config_class: ClassVar[type[ImageConfig]]
+    parts: ClassVar[tuple[str, ...]] = ()
+    latent_variables: ClassVar[tuple[str, ...]] = ()
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        return self.config.shape
+    def T(self) -> int | None:
+        """The model's own number of steps; None for continuous time."""
+        return None
 
-    @property
-    def levels(self) -> int:
-        """Number of values that a pixel can take."""
-        return self.config.levels
+    # -------------------------------------------------------------------------------------------- training
 
-    @property
-    def classes(self) -> int:
-        """Number of class labels; 0 for an unconditional model."""
-        return self.config.classes
+    def forward(
+        self,
+        x: Tensor,
+        noise: Noise,
+        labels: Tensor | None = None,
+        loss: str = "elbo",
+        T: int | None = None,
+        stratified: bool = True,
+    ) -> Objective:
+        """Return the training loss of a batch, and the bound estimated from the same draws, in nats.
 
-    @property
-    def dims(self) -> int:
-        """C · H · W, the number that bits per dimension are counted over."""
-        channels, height, width = self.shape
-        return channels * height * width
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
-
-    def description(self) -> dict[str, Any]:
-        """What config.json holds: the kind of model, its configuration, and the versions that wrote it."""
-        versions = {"torch": torch.__version__, "python": platform.python_version()}
-        return {"model": self.kind, "config": to_dict(self.config), "versions": versions}
-
-    def save(self, path: str | Path, record: dict[str, Any] | None = None) -> Path:
-        """Write a checkpoint folder (config.json, model.safetensors, manifest.json) atomically; see `fastdiff.load`.
-
-        ``record`` goes into config.json as it is: where the weights come from, in plain JSON types.
+        Args:
+            x: data uint8 [B, C, H, W] in [0, levels).
+            noise: the source of all draws; sample b of the batch is ``noise.first_sample + b``.
+            labels: int64 [B], or None.
+            loss: one of `fastdiff.diffusion.LOSSES`.
+            T: number of steps of the bound that is trained; None for the model's own.
+            stratified: spread the times of the batch evenly; otherwise draw them independently.
 
         Raises:
-            CheckpointError: the path exists and is no checkpoint, or the disk refuses the files.
+            InvalidTypeError, InvalidValueError: images, labels, T or loss that do not fit.
         """
+        raise NotImplementedError
+
+    def parameter_groups(self) -> ParameterGroups:
+        """Return the parameters by how an optimiser treats them."""
+        return group_parameters(self, None)
+
+    def check_trainable(self) -> None:
+        """Raise a ConfigError if something is missing that training needs."""
+
+    def take_first_stage(self, vae: "Model") -> None:
+        """Copy the weights of a trained VAE into the model's first stage.
+
+        Raises:
+            InvalidTypeError, ConfigError: the model has no first stage, or one of another configuration.
+        """
+        raise ConfigError(f"first_stage must be None for a {self.kind} model, which has no first stage")
+
+    # -------------------------------------------------------------------------------------------- bound
+
+    def vlb(
+        self, x: Tensor, noise: Noise, T: int | None = None, labels: Tensor | None = None, total: int | None = None
+    ) -> Vlb:
+        """Return one unbiased draw of the upper bound on -log p(x) for every image, in nats.
+
+        Args:
+            x: data uint8 [B, C, H, W] in [0, levels).
+            noise: the source of all draws; sample b of the batch is ``noise.first_sample + b``.
+            T: number of steps, or None for continuous time.
+            labels: int64 [B], or None.
+            total: number of samples that the times are stratified over; by default this batch.
+
+        Raises:
+            InvalidTypeError, InvalidValueError: images, labels or T that do not fit.
+        """
+        raise NotImplementedError
+
+    def check_T(self, where: str, T: int | None) -> int | None:
+        """Return T, checked.
+
+        Raises:
+            InvalidValueError: T is not a number of steps that the model can have.
+        """
+        raise NotImplementedError
+
+    def num_transitions(self, T: int | None) -> int | None:
+        """Return the number of Gaussian steps at T; None in continuous time and for a model without such steps."""
+        return None
+
+    def transition_nats(
+        self, x: Tensor, noise: Noise, u: Tensor, num_transitions: int, labels: Tensor | None = None
+    ) -> Tensor:
+        """Return ``num_transitions`` times the KL of the step that u float64 [B] in [0, 1) selects, [B]."""
+        raise NotImplementedError
+
+    def end_terms(self, x: Tensor, noise: Noise, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the reconstruction and the prior term of the bound, [B] each."""
+        raise NotImplementedError
+
+    def check_schedule(self) -> None:
+        """Raise a ScheduleError if the model has a noise schedule that is not increasing."""
+
+    # -------------------------------------------------------------------------------------------- sampling and latents
+
+    @property
+    def sampling_options(self) -> frozenset[str]:
+        """The options of `fastdiff.sample` that the model accepts, among the keys of `requests.DEFAULTS`."""
+        return frozenset()
+
+    def prepare(self, request: Request) -> Draw:
+        """Check a request, and return what draws its batches.
+
+        Raises:
+            InvalidTypeError, InvalidValueError: options that the model does not accept, or that do not fit it.
+        """
+        raise NotImplementedError
+
+    def example_cond(self, x: Tensor, noise: Noise) -> Tensor | None:
+        """Return the option ``cond`` of `fastdiff.sample` for data x uint8, for a model that cannot sample without."""
+        return None
+
+    def check_options(self, request: Request) -> None:
+        """Reject the options of a request that the model does not accept."""
+        for name, default in DEFAULTS.items():
+            value = getattr(request, name)
+            is_set = value is not None if default is None else value != default
+            if is_set and name not in self.sampling_options:
+                accepted = ", ".join(sorted(self.sampling_options - {"initial"}))
+                what = f"{self.kind} model" + ("" if self.num_classes else " without classes")
+                raise InvalidValueError(f"sample: a {what} takes no {name}; it takes {accepted}")
+
+    @property
+    def unconditional_diffusion(self) -> Diffusion:
+        """The model itself, for a diffusion model whose network needs nothing but the latent, gamma and labels.
+
+        Raises:
+            InvalidTypeError: any other model.
+        """
+        raise InvalidTypeError(f"a {self.kind} model is no diffusion model of p(x), which the ODE is defined for")
+
+    def reconstruction_start(
+        self, images: Tensor, degradation: Degradation | None, seed: int, batch_size: int
+    ) -> Start:
+        """Return what reconstruction of images uint8 [N, C, H, W] starts from: latents z, or conditioning images.
+
+        Raises:
+            InvalidTypeError, InvalidValueError: the model cannot reconstruct images, or not with this degradation.
+        """
+        raise InvalidTypeError(f"reconstruct: a {self.kind} model cannot reconstruct images")
+
+    @property
+    def autoencoder(self) -> "Model":
+        """The model that encodes images to latents z and decodes them: a VAE itself, or a DiffuseVAE's first stage.
+
+        Raises:
+            InvalidTypeError: the model has no such latents.
+        """
+        raise InvalidTypeError(f"a {self.kind} model has no latents z; a VAE or a DiffuseVAE has")
+
+    @property
+    def latent_size(self) -> int:
+        """Number of dimensions of a latent z of an autoencoder."""
+        return self.autoencoder.latent_size
+
+    def encode(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return the mean and log-variance of q for every layer of latents, [B, latent] each, lowest layer first."""
+        return self.autoencoder.encode(x)
+
+    def decode(self, z: Tensor, noise: Noise | None = None, layer: int = 1) -> Tensor:
+        """Return the images uint8 [B, C, H, W] of latents z [B, latent] of a layer."""
+        return self.autoencoder.decode(z, noise, layer)
+
+    def prior_latents(self, count: int, noise: Noise, temperature: float = 1.0) -> Tensor:
+        """Draw z_1 [count, latent] from the prior."""
+        return self.autoencoder.prior_latents(count, noise, temperature)
+
+    def layer_nats(self, x: Tensor, noise: Noise) -> list[Tensor]:
+        """Return one draw of the bound's term of every layer of latents, [B] each, lowest layer first."""
+        return self.autoencoder.layer_nats(x, noise)
+
+    # -------------------------------------------------------------------------------------------- files
+
+    def description(self) -> Json:
+        """Return the content of config.json: kind, configuration, the user's own parts, versions."""
+        return describe(self)
+
+    def save(self, path: str | Path, record: Json | None = None) -> Path:
+        """Write a checkpoint folder (config.json, model.safetensors, manifest.json) atomically; see `fastdiff.load`.
+
+        Args:
+            path: the folder.
+            record: plain JSON types that are kept in config.json, such as the origin of the weights.
+
+        Raises:
+            CheckpointError: weights that `fastdiff.load` would reject (not finite, not of the configuration), a path
+                that exists and is not a checkpoint, or files that cannot be written.
+        """
+        check_savable(self, str(path))
         description = self.description() | ({"record": record} if record is not None else {})
         return write_folder(path, {"config.json": description, "model.safetensors": self.state_dict()})
 
-    def check_images(self, where: str, x: Tensor) -> None:
-        """Check a batch of data: uint8 [B, C, H, W] of this model's shape, values below ``levels``.
 
-        Raises:
-            TypeError, ValueError: saying what was given and what is allowed.
-        """
-        if not isinstance(x, Tensor) or x.dtype != torch.uint8:
-            given = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            raise TypeError(f"{where}: x is {given}; allowed: a torch.uint8 tensor of levels [B, C, H, W]")
-        if x.dim() != 4 or tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"{where}: x has shape {tuple(x.shape)}; allowed: [B, {', '.join(map(str, self.shape))}]")
-        if x.device.type == "cpu" and x.numel() and int(x.max()) >= self.levels:  # a look at a GPU's values would wait
-            raise ValueError(f"{where}: x holds the value {int(x.max())}; allowed: 0 .. {self.levels - 1}")
+def check_model(where: str, model: object) -> Model:
+    """Return the argument if it is a model.
 
-    def level(self, centred: Tensor) -> Tensor:
-        """The inverse of `centre`: levels 0 .. levels - 1, not rounded, float like ``centred``, clipped."""
-        return (0.5 * ((centred + 1.0) * self.levels - 1.0)).clamp(0, self.levels - 1)
+    Raises:
+        InvalidTypeError: it is something else.
+    """
+    if not isinstance(model, Model):
+        raise InvalidTypeError(f"{where}: model must be a fastdiff model (fastdiff.load), got a {type(model).__name__}")
+    return model
 
-    def nearest_level(self, centred: Tensor) -> Tensor:
-        """The level whose bin centre is nearest, uint8, for data in [-1, 1]."""
-        return torch.round(self.level(centred)).to(torch.uint8)
 
-    @property
-    def no_label(self) -> int:
-        """The label that stands for "no label"."""
-        return self.classes
-
-    def check_labels(self, where: str, labels: Tensor | None, batch: int) -> None:
-        """Check conditions: None, or integers [B] in 0 .. conditions - 1 of a model that has any.
-
-        Raises:
-            TypeError, ValueError: saying what was given and what is allowed.
-        """
-        if labels is None:
-            return
-        conditions = self.config.conditions
-        if not conditions:
-            raise ValueError(f"{where}: labels were given to an unconditional model; allowed: None")
-        if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-            given = f"dtype {labels.dtype}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
-            raise TypeError(f"{where}: labels are {given}; allowed: a torch.int64 tensor [B]")
-        if labels.shape != (batch,):
-            raise ValueError(f"{where}: labels have shape {tuple(labels.shape)}; allowed: ({batch},)")
-        if labels.device.type == "cpu" and batch and not (0 <= int(labels.min()) <= int(labels.max()) < conditions):
-            known = [f"0 .. {self.classes - 1}"] if self.classes else []
-            known += [f"{self.no_label} for no label"]
-            known += [f"{self.no_label + 1} for augmented"] if self.config.augmented else []
-            given = f"{int(labels.min())} .. {int(labels.max())}"
-            raise ValueError(f"{where}: labels lie in {given}; allowed: {', '.join(known)}")
+def group_parameters(model: nn.Module, schedule: Schedule | None) -> ParameterGroups:
+    """Group the parameters of a model whose noise schedule is ``schedule``."""
+    of_schedule = [] if schedule is None else list(schedule.parameters())
+    interior = [] if schedule is None else schedule.interior_parameters()
+    apart = {id(parameter) for parameter in of_schedule}
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in apart:
+            matrix = parameter.dim() >= 2 and not name.endswith("position")
+            (decayed if matrix else plain).append(parameter)
+    return ParameterGroups(decayed, plain, of_schedule, interior)

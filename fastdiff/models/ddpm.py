@@ -1,235 +1,237 @@
 """Denoising diffusion probabilistic model (Ho et al. 2020, arXiv:2006.11239), with the learned variances of Nichol and
 Dhariwal 2021 (Improved denoising diffusion probabilistic models, arXiv:2102.09672) as an option.
 
-The chain is z_T .. z_1, gamma from a table of betas: T - 1 Gaussian steps, and a decoder p(x | z_1) that asks the
-network once more. In the house's time t = 1 is z_T and t = 0 is z_1.
+The chain is z_T .. z_1, with gamma from betas: T - 1 Gaussian steps, and a decoder p(x | z_1) that calls the network
+once more. In the continuous time of fastdiff, t = 1 is z_T and t = 0 is z_1.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels import Noise, Stream, centre, diffuse, eps_loss
-from ..likelihood import discretized_gaussian_nll
-from ..process import PREDICTIONS, posterior, sigma, transition_variance, x_from_eps
-from ..samplers import VARIANCES
-from ..schedules import BetaSchedule, linear_betas, log_expm1
-from ..vlb import Objective, Vlb, independent_times, loss_weight, prior_nats, stratified_times
-from .base import ImageConfig
-from .concat_unet import ConcatUNetConfig, build_network
-from .diffusion import DiffusionModel
-from .unet import UNetConfig
+from ..diffusion.beta_schedule import BetaSchedule, linear_betas, log_expm1
+from ..diffusion.bound import Objective, Vlb, independent_times, loss_weight, prior_nats, stratified_times
+from ..diffusion.likelihood import discretized_gaussian_nll
+from ..diffusion.process import PREDICTIONS, posterior, sigma, transition_variance, x_from_eps
+from ..diffusion.samplers import VARIANCES
+from ..io.configuration import ConfigError, at_least, between, configuration, field, one_of
+from ..kernels import Noise, Stream, diffuse, eps_loss, to_unit_range
+from ..networks import ConcatUNetConfig, UNetConfig
+from .diffusion import DiffusionModel, check_network, checked_output
+from .image_data import ImageConfig
 
-LEAST_BETA = 1e-6  # first beta of the shortest chains that a network trained at all levels can be asked for
-HYBRID = 0.001  # weight of the bound beside L_simple where variances are learned (Nichol and Dhariwal 2021)
+LEAST_BETA = 1e-6  # smallest first beta of a short chain that a model with continuous noise conditioning is trained for
+HYBRID = 0.001  # weight of the bound in L_hybrid = L_simple + 0.001 L_vlb (Nichol and Dhariwal 2021, eq. 16)
 
 
-@dataclass(frozen=True)
+@configuration
 class DDPMConfig(ImageConfig):
-    """What a DDPM is made of.
+    """The configuration of a DDPM.
 
     Args:
-        shape, levels, classes, augmented: the data, see `ImageConfig`.
-        steps: T, the calls of the network that its own bound and sampling make, at least 2. Where it is not
-            ``beta_count`` the noise levels are T points of the continuous interpolation, evenly spaced in t.
-        beta_first, beta_last, beta_count: the linear betas that the noise levels come from.
-        variance: of p(z_s | z_t): ``"small"``, the posterior's; ``"large"``, beta_t; ``"learned"``, in between.
-        head: what the network predicts: ``"eps"``, ``"x"``, ``"v"`` or ``"score"``.
-        continuous: whether training asks at all noise levels, not at the chain's alone, alpha uniform between a level
-            and the one below it (Chen et al. 2021, WaveGrad, algorithm 1; DiffuseVAE's "continuous noise
-            conditioning"), so that chains of other betas, see `LEAST_BETA`, ask for nothing that it never saw.
-        network: size of the network: a `UNetConfig`, or a `ConcatUNetConfig` for the paper's network.
+        shape, levels, num_classes, augmented: the data, see `ImageConfig`.
+        T: number of steps of the model's own bound and chain, >= 2. If T differs from ``beta_count``, its noise levels
+            are T evenly spaced points of the schedule interpolated in continuous time.
+        beta_first, beta_last, beta_count: the linear betas that define the schedule.
+        variance: of p(z_s | z_t): ``"fixed_small"``, that of the posterior; ``"fixed_large"``, beta_t; ``"learned"``,
+            between the two.
+        prediction: what the network predicts: ``"epsilon"``, ``"x"``, ``"v"`` or ``"score"``.
+        continuous_noise_conditioning: train at all noise levels and not at those of the chain alone: alpha is uniform
+            between a level and the one below it (Chen et al. 2021, WaveGrad, algorithm 1; DiffuseVAE). Such a model
+            can be sampled with chains of other betas, the first of them >= `LEAST_BETA`.
+        network: a `UNetConfig`, or a `ConcatUNetConfig` for the network of the paper.
     """
 
-    steps: int = 1000
-    beta_first: float = 1e-4
-    beta_last: float = 0.02
-    beta_count: int = 1000
-    variance: str = "large"
-    head: str = "eps"
-    continuous: bool = False
-    network: UNetConfig | ConcatUNetConfig = field(default_factory=UNetConfig)
+    T: int = field(at_least(2), default=1000)
+    beta_first: float = field(between(0, 1, open_below=True, open_above=True), default=1e-4)
+    beta_last: float = field(between(0, 1, open_below=True, open_above=True), default=0.02)
+    beta_count: int = field(at_least(2), default=1000)
+    variance: str = field(one_of(*VARIANCES), default="fixed_large")
+    prediction: str = field(one_of(*PREDICTIONS), default="epsilon")
+    continuous_noise_conditioning: bool = False
+    network: UNetConfig | ConcatUNetConfig = field(factory=UNetConfig)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 2 or self.beta_count < 2 or not 0 < self.beta_first <= self.beta_last < 1:
-            raise ValueError(
-                f"DDPMConfig: steps {self.steps}, {self.beta_count} betas from {self.beta_first} to {self.beta_last}; "
-                "allowed: at least 2 steps and 2 betas, 0 < beta_first <= beta_last < 1"
+    def __attrs_post_init__(self) -> None:
+        if self.beta_first > self.beta_last:
+            raise ConfigError(
+                f"{type(self).__name__}: beta_first must be <= beta_last, got {self.beta_first} and {self.beta_last}"
             )
-        for name, allowed in (("head", PREDICTIONS), ("variance", VARIANCES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"DDPMConfig: {name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+
+    @property
+    def channels_in(self) -> int:
+        """Channels of the network's input."""
+        return self.shape[0]
+
+    @property
+    def channels_out(self) -> int:
+        """Channels of the network's output: the prediction, and v where variances are learned."""
+        return self.shape[0] * (2 if self.variance == "learned" else 1)
 
 
 class DDPM(DiffusionModel):
     """The chain of betas with its own decoder and its own variational bound; the papers train it on L_simple.
 
-    The decoder is a Gaussian around x_hat(z_1), discretised over the levels; its variance is that of the posterior
-    q(z_1 | z_2, x), as in both papers' likelihoods, or between that and beta_1 where variances are learned.
+    The decoder is a Gaussian around x_hat(z_1), discretised over the levels. Its variance is that of the posterior
+    q(z_1 | z_2, x), as in the likelihoods of both papers, or between that and beta_1 where variances are learned.
+
+    Args:
+        config: the configuration.
+        network: your own network in place of ``config.network``: a module called as
+            ``network(z_t, noise_level, labels)`` with z_t float32 [B, config.channels_in, H, W], noise_level float32
+            [B], the time in [0, 1] on the chain of betas, and labels int64 [B] or None, that returns
+            [B, config.channels_out, H, W].
     """
 
     kind = "ddpm"
+    parts = ("network",)
     network_decoder = True
-    pictures: ClassVar[int] = 0  # images that the network sees beside the latent
+    gamma: BetaSchedule  # pyright: ignore[reportIncompatibleVariableOverride]
+    config_class = DDPMConfig
+    config: DDPMConfig
 
-    def __init__(self, config: DDPMConfig) -> None:
-        super().__init__()
-        self.config = config
-        channels, height, width = config.shape
-        outputs = channels * (2 if config.variance == "learned" else 1)
-        self.gamma = BetaSchedule(linear_betas(config.beta_count, config.beta_first, config.beta_last))
-        ends = self.gamma(torch.tensor([0.0, 1.0 / (config.steps - 1)], dtype=torch.float64, device="cpu"))
-        # Log variances of q(z_1 | z_2, x) on the model's own chain, and of q(z_1 | x), which is beta_1.
+    def __init__(self, config: DDPMConfig, network: nn.Module | None = None) -> None:
+        check_network(network)
+        super().__init__(config, () if network is None else ("network",))
+        betas = linear_betas(config.beta_count, config.beta_first, config.beta_last)
+        self.gamma = BetaSchedule(betas)  # pyright: ignore[reportIncompatibleVariableOverride]
+        ends = self.gamma(torch.tensor([0.0, 1.0 / (config.T - 1)], dtype=torch.float64, device="cpu"))
+        # log-variances of q(z_1 | z_2, x) on the model's own chain, and of q(z_1 | x), which is beta_1
         self.decoder_log_variances = (
             float(posterior(ends[0], ends[1])[2].log()),
             2.0 * math.log(float(sigma(ends[0]))),
         )
-        self.network = build_network(
-            channels * (1 + self.pictures), outputs, (height, width), config.conditions, config.network
-        )
+        self.network = network if network is not None else config.network.build(
+            config.channels_in, config.channels_out, config.shape[1:], config.num_labels
+        )  # fmt: skip
 
     @property
-    def steps(self) -> int:
-        """T of the configuration."""
-        return self.config.steps
+    def T(self) -> int:
+        return self.config.T
 
     @property
-    def variance(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Variance of the steps, see `DDPMConfig`."""
+    def variance(self) -> str:
         return self.config.variance
 
-    def predict(self, z_t: Tensor, gamma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return eps_hat for z_t [B, C, H, W] float32 at gamma [B], labels int64 [B] or None; and, with learned
-        variances, how far the log variance is from the small (0) to the large one (1), like z_t.
-        """
-        labels = self.conditions("eps_hat", labels, z_t)
-        return self.read(self.network(z_t, self.time(gamma), labels), z_t, gamma)
+    def predict(
+        self, z_t: Tensor, gamma: Tensor, labels: Tensor | None = None, cond: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.predict_from(z_t, z_t, gamma, labels)
 
-    def time(self, gamma: Tensor) -> Tensor:
-        """What the network is told of gamma [B]: its time on the chain of betas."""
-        return cast(BetaSchedule, self.gamma).time(gamma)
-
-    def read(self, out: Tensor, z_t: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Read the network's output as eps_hat and, with learned variances, their place between small and large."""
-        fraction = None
+    def predict_from(
+        self, seen: Tensor, z_t: Tensor, gamma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return eps_hat and v, see `predict`, of a network whose input for z_t is ``seen``."""
+        labels = self.labels_or_null("eps_hat", labels, z_t)
+        out, v = self.network(seen, self.gamma.time(gamma), labels), None
+        out = checked_output(out, seen, self.config.channels_out)
         if self.variance == "learned":
-            out, fraction = out.chunk(2, dim=1)
-            fraction = 0.5 * (fraction.float() + 1.0)
-        return PREDICTIONS[self.config.head](z_t, out, gamma[:, None, None, None]), fraction
+            out, v = out.chunk(2, dim=1)
+            v = 0.5 * (v.float() + 1.0)
+        return PREDICTIONS[self.config.prediction](z_t, out, gamma[:, None, None, None]), v
 
     def kl_nats(
-        self,
-        eps_hat: Tensor,
-        fraction: Tensor | None,
-        eps: Noise,
-        gamma_s: Tensor,
-        gamma_t: Tensor,
-        repeats: float = 1.0,
+        self, eps_hat: Tensor, v: Tensor | None, eps: Noise, gamma_s: Tensor, gamma_t: Tensor, factor: float = 1.0
     ) -> Tensor:
-        """Return ``repeats`` times KL(q(z_s | z_t, x) || p(z_s | z_t)), [B], for float64 gammas [B].
+        """Return ``factor`` times KL(q(z_s | z_t, x) || p(z_s | z_t)), [B], for float64 gammas [B].
 
-        With the variance V of p and v of q, per element
+        With the variance P of p and Q of q, per element
 
-            ½ [log(V / v) + v / V - 1 + (v / V) expm1(gamma_t - gamma_s) (eps - eps_hat)²].
+            ½ [log(P / Q) + Q / P - 1 + (Q / P) expm1(gamma_t - gamma_s) (eps - eps_hat)²].
         """
-        if self.variance == "small":
-            return super().kl_nats(eps_hat, fraction, eps, gamma_s, gamma_t, repeats)
-        excess = repeats * torch.expm1(gamma_t - gamma_s)
-        widest = torch.log(transition_variance(gamma_s, gamma_t) / posterior(gamma_s, gamma_t)[2])  # log V / v at most
-        if fraction is None:
-            own = 0.5 * repeats * (widest + torch.expm1(-widest)) * self.dims
-            return own.float() + eps_loss(eps_hat, eps, (0.5 * excess * torch.exp(-widest)).float())
+        if self.variance == "fixed_small":
+            return super().kl_nats(eps_hat, v, eps, gamma_s, gamma_t, factor)
+        excess = factor * torch.expm1(gamma_t - gamma_s)
+        widest = torch.log(transition_variance(gamma_s, gamma_t) / posterior(gamma_s, gamma_t)[2])  # max log P / Q
+        if v is None:
+            of_variance = 0.5 * factor * (widest + torch.expm1(-widest)) * self.dims
+            return of_variance.float() + eps_loss(eps_hat, eps, (0.5 * excess * torch.exp(-widest)).float())
         widest, excess = widest[:, None, None, None].float(), excess[:, None, None, None].float()
-        log_ratio = fraction * widest
+        log_ratio = v * widest
         square = (eps.normal(eps_hat.shape, device=eps_hat.device) - eps_hat).square()
-        terms = repeats * (log_ratio + torch.expm1(-log_ratio)) + torch.exp(-log_ratio) * excess * square
+        terms = factor * (log_ratio + torch.expm1(-log_ratio)) + torch.exp(-log_ratio) * excess * square
         return 0.5 * terms.flatten(1).sum(1)
 
-    def recon_nats(self, x: Tensor, z_0: Tensor, labels: Tensor | None = None) -> Tensor:
-        """-log p(x | z_1) in nats, [B], for x uint8 [B, C, H, W]: one call of the network."""
+    def recon_nats(self, x: Tensor, z_0: Tensor, labels: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        """Return -log p(x | z_1) in nats, [B], for x uint8 [B, C, H, W] and z_0 = z_1: one call of the network."""
         gamma_0 = self.gamma.endpoints()[0].expand(len(x))
-        return self._decoder_nats(x, z_0, gamma_0, *self.predict(z_0, gamma_0, labels))
+        return self._decoder_nats(x, z_0, gamma_0, *self.predict(z_0, gamma_0, labels, cond))
 
-    def _decoder_nats(
-        self, x: Tensor, z_0: Tensor, gamma_0: Tensor, eps_hat: Tensor, fraction: Tensor | None
-    ) -> Tensor:
+    def _decoder_nats(self, x: Tensor, z_0: Tensor, gamma_0: Tensor, eps_hat: Tensor, v: Tensor | None) -> Tensor:
         low, high = self.decoder_log_variances
-        logvar = torch.full((), low, device=z_0.device) if fraction is None else low + (high - low) * fraction
+        logvar = torch.full((), low, device=z_0.device) if v is None else low + (high - low) * v
         return discretized_gaussian_nll(x, x_from_eps(z_0, eps_hat, gamma_0[:, None, None, None]), logvar, self.levels)
 
-    def objective(
+    def forward(
         self,
         x: Tensor,
         noise: Noise,
         labels: Tensor | None = None,
         loss: str = "elbo",
-        steps: int | None = None,
+        T: int | None = None,
         stratified: bool = True,
     ) -> Objective:
-        """Return the training loss of every image at one of its T levels, and the bound that the same draws estimate.
+        """Return the training loss of a batch at one of the T steps for each image, and the bound of the same draws.
 
-        The level i = 1 .. T is drawn uniformly; i = 1 is the decoder's. ``"elbo"`` is T times that level's term of the
-        bound (plus the prior, a constant); any other loss is a weight on |eps - eps_hat|², with learned variances plus
-        `HYBRID` times the bound (in bits), which then trains the variances alone. Arguments and errors as in
-        `DiffusionModel.objective`.
+        The step i = 1 .. T is drawn uniformly; i = 1 is the decoder's. ``"elbo"`` is T times the term of the bound for
+        that step, plus the prior term, a constant. Any other loss is a weight on |eps - eps_hat|²; with learned
+        variances `HYBRID` times the bound (in bits) is added, which then trains the variances alone. Arguments as in
+        `Model.forward`.
         """
-        self.check_images("objective", x)
-        steps = self.steps if steps is None else steps
-        intervals = self.intervals("objective", steps)
-        assert intervals is not None
+        self.check_images("forward", x)
+        T = self.T if T is None else T
+        num_transitions = self.num_transitions(self.check_T("forward", T))
+        assert num_transitions is not None
         u = (stratified_times if stratified else independent_times)(noise, len(x)).to(x.device)
-        i = torch.floor(u * steps).clamp_(max=steps - 1)
-        first = i == 0
-        gamma_t, gamma_s = self._levels(i, intervals, noise)
-        top, _ = self._levels(torch.full_like(i, intervals), intervals, noise)
-        eps, centred = noise.at(stream=Stream.DIFFUSION), centre(x, self.levels)
-        z_t = diffuse(centred, gamma_t.float(), eps)
-        eps_hat, fraction = self.predict(z_t, gamma_t.float(), labels)
-        simple = None
+        i = torch.floor(u * T).clamp_(max=T - 1)  # counts from 0 here
+        gamma_t, gamma_s = self._noise_levels(i, num_transitions, noise)
+        top, _ = self._noise_levels(torch.full_like(i, num_transitions), num_transitions, noise)
+        eps, data = noise.at(stream=Stream.DIFFUSION), to_unit_range(x, self.levels)
+        z_t = diffuse(data, gamma_t.float(), eps)
+        cond, cond_nats = self.draw_cond(x, noise)
+        eps_hat, v = self.predict(z_t, gamma_t.float(), labels, cond)
+        weighted = None
         if loss != "elbo":
-            higher, lower = self._levels(i.clamp(min=1), intervals, noise)  # the decoder's: that of the step above
-            slope = intervals * torch.expm1(higher - lower).float()
-            simple = loss_weight(loss, gamma_t.float(), slope) * eps_loss(eps_hat, eps, torch.ones_like(slope))
+            upper, lower = self._noise_levels(i.clamp(min=1), num_transitions, noise)  # at i = 0: those of step 1
+            slope = num_transitions * torch.expm1(upper - lower).float()
+            weighted = loss_weight(loss, gamma_t.float(), slope) * eps_loss(eps_hat, eps, torch.ones_like(slope))
             eps_hat = eps_hat.detach()
-        above = torch.where(first, gamma_t + 1.0, gamma_t)  # any step but an empty one, for the terms left out below
-        kl = self.kl_nats(eps_hat, fraction, eps, gamma_s, above, steps)
-        recon = steps * self._decoder_nats(x, z_t, gamma_t.float(), eps_hat, fraction)
-        nothing = torch.zeros_like(kl)
-        vlb = Vlb(
-            torch.where(first, recon, nothing),
-            prior_nats(centred, top.float()[:, None, None, None]),
-            torch.where(first, nothing, kl),
-        )
-        if simple is None:
-            return Objective(vlb.total, vlb.detach())
-        return Objective(simple if fraction is None else simple + HYBRID / math.log(2.0) * vlb.total, vlb.detach())
+        is_decoder = i == 0
+        above = torch.where(is_decoder, gamma_t + 1.0, gamma_t)  # a step of length > 0; its term is replaced below
+        kl = self.kl_nats(eps_hat, v, eps, gamma_s, above, T)
+        recon = T * self._decoder_nats(x, z_t, gamma_t.float(), eps_hat, v)
+        zero = torch.zeros_like(kl)
+        prior = prior_nats(data, top.float()[:, None, None, None])
+        vlb = Vlb(torch.where(is_decoder, recon, zero), prior, torch.where(is_decoder, zero, kl))
+        reported = (vlb if cond_nats is None else Vlb(vlb.recon, prior + cond_nats, vlb.diffusion)).detach()
+        if weighted is None:
+            return Objective(vlb.total, reported)
+        return Objective(weighted if v is None else weighted + HYBRID / math.log(2.0) * vlb.total, reported)
 
-    def _levels(self, i: Tensor, intervals: int, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Gamma of the levels i and i - 1 (i in 0 .. intervals, [B]) that training asks at, float64 [B] each.
+    def _noise_levels(self, i: Tensor, num_transitions: int, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Return gamma of the levels i and i - 1 for training, float64 [B] each, i [B] in 0 .. num_transitions.
 
-        With ``continuous`` every level moves by the same fraction of the way to the one below it, in alpha, the lowest
-        towards that of `LEAST_BETA`: a chain as good as the first, drawn anew for every sample, with the decoder's
-        variance of the first. Level -1 is level 0.
+        Level -1 is level 0. With continuous noise conditioning alpha_i <- (1 - f) alpha_i + f alpha_{i-1}, with one
+        f ~ U(0, 1) per sample for all levels; the level below the lowest is that of `LEAST_BETA`. The moved levels are
+        a chain of their own. The decoder keeps the variance of the model's chain.
         """
-        decay = cast(BetaSchedule, self.gamma).decay
-        gamma = self.gamma(torch.arange(intervals + 1, dtype=torch.float64, device=decay.device) / intervals)
+        decay = self.gamma.decay
+        gamma = self.gamma(
+            torch.arange(num_transitions + 1, dtype=torch.float64, device=decay.device) / num_transitions
+        )
         here, below = i.long(), (i.long() - 1).clamp(min=0)
-        if not self.config.continuous:
+        if not self.config.continuous_noise_conditioning:
             return gamma[here], gamma[below]
         decay = F.softplus(gamma)  # -log alpha²
         least = decay[:1].clamp(max=-math.log1p(-LEAST_BETA))
         step = 0.5 * (decay - torch.cat([least, decay[:-1]]))
-        fraction = noise.at(stream=Stream.TIMES).uniform((len(i), 2))[:, 1].double().remainder(1.0).to(decay.device)
-        # alpha (1 - f) + f alpha_below, in the logarithm: alpha is 1 or 0 to all its digits at either end of a chain
-        moved = (decay[level] - 2.0 * torch.log1p(fraction * torch.expm1(step[level])) for level in (here, below))
+        f = noise.at(stream=Stream.TIMES).uniform((len(i), 2))[:, 1].double().remainder(1.0).to(decay.device)
+        # the interpolation of alpha in terms of log alpha: at the ends of a chain alpha rounds to 1 or underflows
+        moved = (decay[level] - 2.0 * torch.log1p(f * torch.expm1(step[level])) for level in (here, below))
         here, below = (log_expm1(each) for each in moved)
         return here, below
 
-    def decode(self, z_0: Tensor) -> Tensor:
+    def most_likely(self, z_0: Tensor) -> Tensor:
         """Return the level nearest to x_hat, uint8 [B, C, H, W]."""
         return self.nearest_level(z_0.float())

@@ -1,98 +1,91 @@
-"""What images are restored from: fewer pixels, or added noise."""
+"""Degradations: block-average down-sampling and additive Gaussian noise."""
 
-from dataclasses import dataclass
+import math
 
 from einops import reduce, repeat
 from torch import Tensor
 
-from ..config import check_fields
-from ..kernels import Noise, Stream
+from ..io.configuration import ConfigError, at_least, configuration, field, more_than, one_of
+from ..kernels import Noise, Stream, to_unit_range
 
 
-@dataclass(frozen=True)
-class Downsample:
-    """Means of blocks of factor × factor pixels; to restore them is super-resolution.
-
-    Args:
-        factor: at least 2; a divisor of the images' height and width.
-        kind: ``"downsample"``, the name of this degradation in a config.json.
-    """
-
-    factor: int = 2
-    kind: str = "downsample"
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.kind != "downsample" or self.factor < 2:
-            raise ValueError(
-                f"Downsample: kind {self.kind!r}, factor {self.factor}; allowed: 'downsample', an integer >= 2"
-            )
+@configuration
+class Degradation:
+    """Base class of degradations of images float [B, C, H, W] in [-1, 1]."""
 
     @property
     def limit(self) -> float:
-        """Bound on the absolute value of what is left of images in [-1, 1]."""
+        """Upper bound of the absolute value of a degraded image."""
+        return math.inf
+
+    def shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Return the shape of the degraded image of an image (C, H, W).
+
+        Raises:
+            ConfigError: images of this shape cannot be degraded so.
+        """
+        return shape
+
+    def apply(self, x: Tensor, noise: Noise) -> Tensor:
+        """Degrade images float [B, C, H, W] in [-1, 1]; ``noise`` is the source of what is drawn."""
+        raise NotImplementedError
+
+    def upsample(self, degraded: Tensor) -> Tensor:
+        """Return degraded images at full size."""
+        return degraded
+
+    def of_levels(self, images: Tensor, levels: int, seed: int) -> Tensor:
+        """Degrade images uint8 [N, C, H, W] on the CPU, float32; image i is a function of (seed, i)."""
+        return self.apply(to_unit_range(images.cpu(), levels), Noise(seed))
+
+
+@configuration
+class Downsample(Degradation):
+    """Average over blocks of factor × factor pixels, for super-resolution.
+
+    Args:
+        factor: >= 2, a divisor of the height and the width of the images.
+        kind: ``"downsample"``, the name of this degradation in config.json.
+    """
+
+    factor: int = field(at_least(2), default=2)
+    kind: str = field(one_of("downsample"), default="downsample")
+
+    @property
+    def limit(self) -> float:
         return 1.0
 
     def shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Shape of what is left of images (C, H, W).
-
-        Raises:
-            ValueError: the factor does not divide the size.
-        """
         channels, height, width = shape
         if height % self.factor or width % self.factor:
-            raise ValueError(
-                f"Downsample: factor {self.factor} for images {shape}; allowed: a divisor of the height and the width"
-            )
+            raise ConfigError(f"Downsample: factor must divide the height and width of {shape}, got {self.factor}")
         return channels, height // self.factor, width // self.factor
 
-    def apply(self, centred: Tensor, noise: Noise) -> Tensor:
-        """Degrade images float [B, C, H, W]: [B, C, H / factor, W / factor]; ``noise`` is not used."""
-        self.shape((centred.shape[1], centred.shape[2], centred.shape[3]))
-        return reduce(centred, "b c (h i) (w j) -> b c h w", "mean", i=self.factor, j=self.factor)
+    def apply(self, x: Tensor, noise: Noise) -> Tensor:
+        self.shape((x.shape[1], x.shape[2], x.shape[3]))
+        return reduce(x, "b c (h i) (w j) -> b c h w", "mean", i=self.factor, j=self.factor)
 
-    def picture(self, degraded: Tensor) -> Tensor:
-        """Bring what is left back to the images' size, by repeating pixels."""
+    def upsample(self, degraded: Tensor) -> Tensor:
+        """Return degraded images at full size, by repeating pixels."""
         return repeat(degraded, "b c h w -> b c (h i) (w j)", i=self.factor, j=self.factor)
 
 
-@dataclass(frozen=True)
-class AddNoise:
-    """Gaussian noise added to data in [-1, 1]; to remove it is denoising.
+@configuration
+class AddNoise(Degradation):
+    """Additive Gaussian noise, for denoising.
 
     Args:
-        deviation: standard deviation of the noise, > 0.
-        kind: ``"noise"``, the name of this degradation in a config.json.
+        deviation: standard deviation of the noise on the scale of data in [-1, 1], > 0.
+        kind: ``"noise"``, the name of this degradation in config.json.
     """
 
-    deviation: float = 0.5
-    kind: str = "noise"
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.kind != "noise" or not 0.0 < self.deviation < float("inf"):
-            raise ValueError(
-                f"AddNoise: kind {self.kind!r}, deviation {self.deviation}; allowed: 'noise', a number > 0"
-            )
+    deviation: float = field(more_than(0.0), default=0.5)
+    kind: str = field(one_of("noise"), default="noise")
 
     @property
     def limit(self) -> float:
-        """Bound on the absolute value of what is left of images in [-1, 1]: eight deviations of noise beyond 1."""
-        return 1.0 + 8.0 * self.deviation
+        return 1.0 + 8.0 * self.deviation  # the counter noise has no normal beyond 6.8
 
-    def shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Shape of what is left of images (C, H, W): the same."""
-        return shape
-
-    def apply(self, centred: Tensor, noise: Noise) -> Tensor:
-        """Degrade images float [B, C, H, W]: the same with noise, which may leave [-1, 1]."""
-        return centred + self.deviation * noise.at(stream=Stream.DEGRADATION).normal(
-            tuple(centred.shape), device=centred.device
-        )
-
-    def picture(self, degraded: Tensor) -> Tensor:
-        """Return it as it is: it has the images' size."""
-        return degraded
-
-
-Degradation = Downsample | AddNoise
+    def apply(self, x: Tensor, noise: Noise) -> Tensor:
+        eps = noise.at(stream=Stream.DEGRADATION).normal(tuple(x.shape), device=x.device)
+        return x + self.deviation * eps

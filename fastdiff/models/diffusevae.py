@@ -1,68 +1,82 @@
-"""DiffuseVAE (Pandey et al. 2022, arXiv:2201.00308): a VAE draws a picture, a diffusion model on top of it refines it.
+"""DiffuseVAE (Pandey et al. 2022, arXiv:2201.00308): a conditional DDPM refines the images of a VAE.
 
-The first stage, a (hierarchical) VAE, gives x_hat = E[x | z]; it is trained before and frozen. The second stage is a
-DDPM that sees x_hat beside its latent, in one of two formulations, see `refiner`.
+The first stage, a (hierarchical) VAE, gives cond = E[x | z]. It is trained before and frozen. The second stage is the
+`ConditionalDDPM`, in formulation 1 or 2. The bound
 
-The bound, -log p(x) <= E_{q(z|x)} [KL(q(z | x) || p(z)) + the bound of the second stage given x_hat(z)], has no
-reconstruction term of the first stage: p(x, z) = p(z) p(x | x_hat(z)).
+    -log p(x) <= E_{q(z|x)} [KL(q(z | x) || p(z)) + the bound of the second stage given cond(z)]
+
+has no reconstruction term of the first stage, since p(x, z) = p(z) p(x | cond(z)).
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..config import differences
-from ..kernels import Noise
+from ..io.configuration import ConfigError, configuration, differences, field
+from ..kernels import InvalidTypeError, InvalidValueError, Noise
 from .base import Model
-from .hvae import HVAE, HVAEConfig
-from .refiner import Refined, RefinedConfig
+from .conditional import ConditionalDDPM, ConditionalDDPMConfig
+from .degradations import Degradation
+from .requests import Latents, Request, Start
+from .vae import HVAE, HVAEConfig
 
 
-@dataclass(frozen=True)
-class DiffuseVAEConfig(RefinedConfig):
-    """What a DiffuseVAE is made of.
+@configuration
+class DiffuseVAEConfig(ConditionalDDPMConfig):
+    """The configuration of a DiffuseVAE.
 
     Args:
-        shape, levels, refiner, formulation: see `RefinedConfig`.
-        vae: the first stage, of the same data.
+        shape, ..., formulation: the second stage, see `ConditionalDDPMConfig`.
+        vae: the first stage, of the same shape and levels.
     """
 
-    vae: HVAEConfig = field(kw_only=True)
+    vae: HVAEConfig = field()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_part("vae", self.vae)
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if (self.vae.shape, self.vae.levels) != (self.shape, self.levels):
+            raise ConfigError(
+                f"DiffuseVAEConfig: vae must have shape {self.shape} and {self.levels} levels, "
+                f"got {self.vae.shape} and {self.vae.levels}"
+            )
 
 
-class DiffuseVAE(Refined):
-    """A frozen VAE and a `Refiner` on its pictures; see the module for the bound."""
+class DiffuseVAE(ConditionalDDPM):
+    """A frozen VAE, and a conditional DDPM on its images; see the module for the bound.
+
+    Args:
+        config: the configuration.
+        network: your own network of the second stage, see `DDPM`; its input has 2 C channels.
+    """
 
     kind = "diffusevae"
-    has_first_stage = False  # whether the VAE's weights were taken from one that was trained, or loaded
+    latent_variables = ("z", "x_T")
+    config_class = DiffuseVAEConfig
     config: DiffuseVAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, config: DiffuseVAEConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: DiffuseVAEConfig, network: nn.Module | None = None) -> None:
+        super().__init__(config, network)
         self.vae = HVAE(config.vae)
         self.vae.requires_grad_(False)
+        self.has_first_stage = False  # whether the VAE's weights come from a trained one or from a checkpoint
 
     def take_first_stage(self, vae: Model) -> None:
-        """Copy a trained VAE's weights in.
-
-        Raises:
-            ValueError: a VAE of another configuration.
-        """
         if not isinstance(vae, HVAE):
-            raise ValueError(f"DiffuseVAE: the first stage is a {type(vae).__name__}; allowed: a VAE")
+            raise InvalidTypeError(f"first_stage must be a VAE, got a {vae.kind} model")
         if vae.config != self.config.vae:
-            raise ValueError(f"DiffuseVAE: the first stage has {differences(vae.config, self.config.vae)}")
+            raise ConfigError(f"first_stage must have the configuration of the model's VAE: "
+                              f"{differences(vae.config, self.config.vae)}")  # fmt: skip
         self.vae.load_state_dict(vae.state_dict())
         self.has_first_stage = True
 
+    def check_trainable(self) -> None:
+        if not self.has_first_stage:
+            raise ConfigError("a DiffuseVAE must have a trained first stage before it is trained (take_first_stage)")
+
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """As `torch.nn.Module.load_state_dict`; what is loaded has its first stage."""
+        """As `torch.nn.Module.load_state_dict`; the loaded weights include the first stage."""
         self.has_first_stage = True
         return super().load_state_dict(*arguments, **options)
 
@@ -72,13 +86,46 @@ class DiffuseVAE(Refined):
         self.vae.eval()
         return self
 
-    def picture(self, z_1: Tensor) -> Tensor:
-        """x_hat = E[x | z_1] of the first stage, clipped to [-1, 1], float [B, C, H, W]."""
-        with torch.no_grad():
-            return self.vae.decoder(z_1)[0].clamp(-1.0, 1.0)
+    @property
+    def autoencoder(self) -> HVAE:
+        return self.vae
 
-    def picture_of(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Draw z from q(z | x); return x_hat(z_1), [B, C, H, W], and the nats of all levels of z, [B]."""
-        with torch.no_grad():
-            latents, levels = self.vae.draw(x, noise)
-            return self.picture(latents[0]), torch.stack(levels).sum(0)
+    @torch.no_grad()
+    def cond_from_latents(self, z_1: Tensor) -> Tensor:
+        """Return cond = E[x | z_1] of the first stage, clipped to [-1, 1], float32 [B, C, H, W]."""
+        return self.vae.decoder(z_1)[0].clamp(-1.0, 1.0)
+
+    @torch.no_grad()
+    def draw_cond(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Draw z from q(z | x); return cond(z_1) [B, C, H, W] and KL(q(z | x) || p(z)), one draw in nats, [B]."""
+        latents, layers = self.vae.sample_posterior(x, noise)
+        return self.cond_from_latents(latents[0]), torch.stack(layers).sum(0)
+
+    @property
+    def sampling_options(self) -> frozenset[str]:
+        return super().sampling_options | {"latents"}
+
+    def prepare_cond(self, request: Request) -> Callable[[int, int], Tensor]:
+        if request.cond is not None:
+            if request.latents is not None:
+                raise InvalidValueError("sample: latents must be None where cond is set, since no latent is drawn")
+            return self.batches_of(self.check_cond(request.cond, request.n))
+        latents = request.latents or Latents()
+        self.vae.check_latents("sample", latents.z, request.n)
+
+        def cond_of(first: int, count: int) -> Tensor:
+            noise = Noise(request.seed, first_sample=first).to(self.device)
+            return self.cond_from_latents(latents.draw(self.vae.prior_latents, first, count, noise))
+
+        return cond_of
+
+    def reconstruction_start(
+        self, images: Tensor, degradation: Degradation | None, seed: int, batch_size: int
+    ) -> Start:
+        """Start from the first stage's reconstructions, or from degraded images in their place."""
+        if degradation is not None:
+            shown = degradation.upsample(degradation.of_levels(images, self.levels, seed))
+            return Start(shown, cond=shown)
+        means = self.vae.latent_means(images, batch_size)
+        shown = torch.cat([self.cond_from_latents(z).cpu() for z in means])
+        return Start(shown, cond=shown)

@@ -1,210 +1,298 @@
-"""What every diffusion model has in common: a schedule, a prediction, and the bound over any number of steps.
+"""What all diffusion models share: a schedule, a network's prediction, the variational bound, the training loss.
 
-A chain of latents z_t, t from 1 to 0, each step a Gaussian whose mean follows from eps_hat, and a decoder p(x | z_0).
-A bound at T = ``steps`` counts the calls of the network that sampling makes: T steps between gamma(1) and gamma(0), or
-T - 1 and the decoder's where the decoder asks the network too (DDPM).
+The latents are z_t, t from 1 (noise) to 0 (data). Every step p(z_s | z_t) is a Gaussian whose mean follows from
+eps_hat, and a decoder p(x | z_0) ends the chain. T counts the calls of the network that sampling makes: T Gaussian
+steps, or T - 1 and the decoder's call where the decoder calls the network too (DDPM).
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..kernels import Noise, Stream, centre, diffuse, eps_loss
-from ..schedules import Schedule
-from ..vlb import (
+from ..diffusion.bound import (
     Objective,
     Vlb,
-    check_steps,
+    check_T,
     finite_times,
     independent_times,
     loss_weight,
     prior_nats,
     stratified_times,
 )
-from .base import Model
+from ..diffusion.loop import Callback, sample_latents
+from ..diffusion.samplers import make_plan
+from ..diffusion.schedules import Schedule, gamma_table
+from ..kernels import InvalidTypeError, InvalidValueError, Noise, Stream, diffuse, eps_loss, to_unit_range
+from .base import Diffusion, Model, ParameterGroups, group_parameters
+from .requests import Draw, Request, labels_of_request
+
+DEFAULT_STEPS = 250  # of a sampler
 
 
 class DiffusionModel(Model):
-    """A model that the sampling loop can use.
+    """A model with a diffusion. Subclasses set ``gamma`` and ``network`` and implement `predict`, `recon_nats` and
+    `most_likely`.
 
-    Subclasses give ``gamma``, `predict`, `recon_nats` and `decode`, and may say that their decoder asks the network
-    (``network_decoder``), what variance their steps have (``variance``, see `fastdiff.samplers.VARIANCES`), and their
-    own number of steps.
+    network_decoder: whether the decoder p(x | z_0) calls the network. variance: that of p(z_s | z_t), one of
+    `fastdiff.diffusion.VARIANCES`.
     """
 
-    gamma: Schedule
+    latent_variables = ("x_T",)
     network_decoder: ClassVar[bool] = False
-    variance: str = "small"
+    gamma: Schedule
+    network: nn.Module
 
     @property
-    def steps(self) -> int | None:
-        """The model's own T; None for continuous time."""
-        return None
+    def variance(self) -> str:
+        """Variance of p(z_s | z_t), one of `fastdiff.diffusion.VARIANCES`."""
+        return "fixed_small"
 
     @property
-    def offset(self) -> Tensor | None:
-        """A picture that the chain is shifted by, [B, C, H, W]: its latents are then x_t less the picture."""
-        return None
+    def unconditional_diffusion(self) -> Diffusion:
+        return self
 
-    def predict(self, z_t: Tensor, gamma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return eps_hat for z_t [B, C, H, W] at gamma [B] given labels int64 [B] or None, and what a model with
-        learned variances says of them: how far the log variance is from the small (0) to the large one (1), like z_t.
+    def predict(
+        self, z_t: Tensor, gamma: Tensor, labels: Tensor | None = None, cond: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return eps_hat, and v for a model with learned variances.
+
+        Args:
+            z_t: latents float32 [B, C, H, W].
+            gamma: float32 [B].
+            labels: int64 [B], or None.
+            cond: conditioning images float32 [B, C, H, W] of a conditional model; else None.
+
+        Returns:
+            eps_hat like z_t, and v like z_t in [0, 1], which interpolates the log-variances; None without them.
         """
         raise NotImplementedError
 
-    def eps_hat(self, z_t: Tensor, gamma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Predict the noise in z_t [B, C, H, W] float32 at gamma [B]; labels int64 [B], or None for unconditional."""
-        return self.predict(z_t, gamma, labels)[0]
+    def eps_hat(self, z_t: Tensor, gamma: Tensor, labels: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        """Predict the noise in z_t [B, C, H, W] float32 at gamma [B]; see `predict`."""
+        return self.predict(z_t, gamma, labels, cond)[0]
 
-    def recon_nats(self, x: Tensor, z_0: Tensor, labels: Tensor | None = None) -> Tensor:
-        """-log p(x | z_0) in nats, [B], for x uint8 [B, C, H, W]."""
+    def recon_nats(self, x: Tensor, z_0: Tensor, labels: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        """Return -log p(x | z_0) in nats, [B], for x uint8 [B, C, H, W]."""
         raise NotImplementedError
 
-    def decode(self, z_0: Tensor) -> Tensor:
-        """Turn the sampler's result [B, C, H, W] (z_0, or x_hat of a network decoder) into levels, uint8."""
+    def most_likely(self, z_0: Tensor) -> Tensor:
+        """Return the images uint8 [B, C, H, W] of a sampler's result z_0, or x_hat of a network decoder."""
         raise NotImplementedError
 
-    def conditions(self, where: str, labels: Tensor | None, z_t: Tensor) -> Tensor | None:
-        """Check labels, and put "no label" where there are none but the network tells conditions apart.
+    def labels_or_null(self, where: str, labels: Tensor | None, z_t: Tensor) -> Tensor | None:
+        """Return the labels that the network is called with: checked, and null labels in place of None if it has any.
 
         Raises:
-            TypeError, ValueError: labels that do not fit.
+            InvalidTypeError, InvalidValueError: labels that do not fit.
         """
         self.check_labels(where, labels, z_t.shape[0])
-        if labels is None and self.config.conditions:
-            return torch.full((z_t.shape[0],), self.no_label, device=z_t.device)
+        if labels is None and self.config.num_labels:
+            return torch.full((z_t.shape[0],), self.null_label, device=z_t.device)
         return labels
 
-    def intervals(self, where: str, steps: int | None) -> int | None:
-        """Number of Gaussian steps at T = ``steps``, checked; None for continuous time.
+    def draw_cond(self, x: Tensor, noise: Noise) -> tuple[Tensor | None, Tensor | None]:
+        """Draw the conditioning images of data x uint8, and return them with the nats of what they were drawn from.
 
-        Raises:
-            ValueError: fewer steps than one, or than two where the decoder takes one.
+        None, None for a model without conditioning images.
         """
-        check_steps(where, steps, 1 + self.network_decoder)
-        return None if steps is None else steps - self.network_decoder
+        return None, None
+
+    # -------------------------------------------------------------------------------------------- bound
 
     def vlb(
+        self, x: Tensor, noise: Noise, T: int | None = None, labels: Tensor | None = None, total: int | None = None
+    ) -> Vlb:
+        """Return one unbiased draw of the bound for every image, in nats (Kingma et al. 2021, eq. 11).
+
+        -log p(x) <= E[-log p(x | z_0)] + KL(q(z_1 | x) || N(0, I)) + diffusion. Arguments as in `Model.vlb`.
+        """
+        self.check_images("vlb", x)
+        self.check_labels("vlb", labels, len(x))
+        num_transitions = self.num_transitions(self.check_T("vlb", T))
+        u = stratified_times(noise, len(x), total).to(x.device)
+        cond, cond_nats = self.draw_cond(x, noise)
+        recon, prior = self._end_terms(x, noise, labels, cond)
+        diffusion = self._diffusion(x, noise, u, num_transitions, labels, cond)
+        return Vlb(recon, prior if cond_nats is None else prior + cond_nats, diffusion)
+
+    def _end_terms(self, x: Tensor, noise: Noise, labels: Tensor | None, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+        """-log p(x | z_0) for one z_0 ~ q(z_0 | x), and KL(q(z_1 | x) || N(0, I)); [B] each."""
+        data = to_unit_range(x, self.levels)
+        gamma_0, gamma_1 = self.gamma.endpoints()
+        z_0 = diffuse(data, gamma_0.expand(len(x)), noise.at(stream=Stream.RECON))
+        return self.recon_nats(x, z_0, labels, cond), prior_nats(data, gamma_1)
+
+    def _diffusion(
         self,
         x: Tensor,
         noise: Noise,
-        steps: int | None = None,
-        labels: Tensor | None = None,
-        total: int | None = None,
-    ) -> Vlb:
-        """Return one unbiased draw of the bound for every image, in nats.
-
-        Diffusion term, T = infinity: ½ gamma'(t) |eps - eps_hat|² (Kingma et al. 2021, eq. 17); finite T: the number
-        of steps times the KL of one, at one stratified time per image. Reconstruction and prior: `fastdiff.vlb`.
-
-        Args:
-            x: data uint8 [B, C, H, W] in [0, levels).
-            noise: what all draws derive from; sample b is ``noise.first_sample + b``.
-            steps: T, or None for continuous time.
-            labels: int64 [B], or None.
-            total: number of samples that the times are stratified over, by default this batch.
-
-        Raises:
-            TypeError, ValueError: images, labels or steps that do not fit.
-        """
-        self.check_images("vlb", x)
-        intervals = self.intervals("vlb", steps)
-        u = stratified_times(noise, len(x), total).to(x.device)
-        diffusion = self.diffusion_nats(centre(x, self.levels), noise, u, intervals, labels)
-        return Vlb(*self.end_terms(x, noise, labels), diffusion)
-
-    def end_terms(self, x: Tensor, noise: Noise, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the reconstruction and the prior term, [B] each."""
-        centred = centre(x, self.levels)
-        gamma_0, gamma_1 = self.gamma.endpoints()
-        z_0 = diffuse(centred, gamma_0.expand(len(x)), noise.at(stream=Stream.RECON))
-        return self.recon_nats(x, z_0, labels), prior_nats(centred, gamma_1)
-
-    def diffusion_nats(
-        self, centred: Tensor, noise: Noise, u: Tensor, intervals: int | None, labels: Tensor | None = None
+        u: Tensor,
+        num_transitions: int | None,
+        labels: Tensor | None,
+        cond: Tensor | None,
     ) -> Tensor:
-        """Return the diffusion term at given times, [B].
+        """The diffusion term at times u float64 [B] in [0, 1), [B].
 
-        Args:
-            centred: data float32 [B, C, H, W] in [-1, 1].
-            noise: of z_t.
-            u: float64 [B] in [0, 1), uniform for an unbiased draw; with ``intervals`` it chooses one of them.
-            intervals: number of Gaussian steps, None for continuous time.
-            labels: int64 [B], or None.
+        T = infinity: ½ gamma'(t) |eps - eps_hat|² (Kingma et al. 2021, eq. 17). Finite T: the number of steps times
+        KL(q(z_s | z_t, x) || p(z_s | z_t)) of the step that u selects.
         """
-        eps = noise.at(stream=Stream.DIFFUSION)
-        if intervals is None:
+        data, eps = to_unit_range(x, self.levels), noise.at(stream=Stream.DIFFUSION)
+        if num_transitions is None:
             gamma_t, slope = self.gamma.both(u)
-            eps_hat = self.eps_hat(diffuse(centred, gamma_t.float(), eps), gamma_t.float(), labels)
+            eps_hat = self.eps_hat(diffuse(data, gamma_t.float(), eps), gamma_t.float(), labels, cond)
             return eps_loss(eps_hat, eps, 0.5 * slope.float())
-        s, t = finite_times(u, intervals)
-        gamma_s, gamma_t = self.gamma(s), self.gamma(t)  # float64: at large T their difference has no digits in float32
-        eps_hat, fraction = self.predict(diffuse(centred, gamma_t.float(), eps), gamma_t.float(), labels)
-        return self.kl_nats(eps_hat, fraction, eps, gamma_s, gamma_t, intervals)
+        s, t = finite_times(u, num_transitions)
+        gamma_s, gamma_t = self.gamma(s), self.gamma(t)  # float64: at large T they differ by little
+        eps_hat, v = self.predict(diffuse(data, gamma_t.float(), eps), gamma_t.float(), labels, cond)
+        return self.kl_nats(eps_hat, v, eps, gamma_s, gamma_t, num_transitions)
 
     def kl_nats(
-        self,
-        eps_hat: Tensor,
-        fraction: Tensor | None,
-        eps: Noise,
-        gamma_s: Tensor,
-        gamma_t: Tensor,
-        repeats: float = 1.0,
+        self, eps_hat: Tensor, v: Tensor | None, eps: Noise, gamma_s: Tensor, gamma_t: Tensor, factor: float = 1.0
     ) -> Tensor:
-        """Return ``repeats`` times KL(q(z_s | z_t, x) || p(z_s | z_t)), [B]; here p has the variance of q.
+        """Return ``factor`` times KL(q(z_s | z_t, x) || p(z_s | z_t)), [B], where p has the variance of q.
 
         ½ expm1(gamma_t - gamma_s) |eps - eps_hat|² (Kingma et al. 2021, eq. 14), for float64 gammas [B].
         """
-        return eps_loss(eps_hat, eps, (0.5 * repeats * torch.expm1(gamma_t - gamma_s)).float())
+        return eps_loss(eps_hat, eps, (0.5 * factor * torch.expm1(gamma_t - gamma_s)).float())
 
-    def objective(
+    def end_terms(self, x: Tensor, noise: Noise, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        cond, cond_nats = self.draw_cond(x, noise)
+        recon, prior = self._end_terms(x, noise, labels, cond)
+        return recon, prior if cond_nats is None else prior + cond_nats
+
+    def transition_nats(
+        self, x: Tensor, noise: Noise, u: Tensor, num_transitions: int, labels: Tensor | None = None
+    ) -> Tensor:
+        return self._diffusion(x, noise, u, num_transitions, labels, self.draw_cond(x, noise)[0])
+
+    def check_T(self, where: str, T: int | None) -> int | None:
+        check_T(where, T, 1 + self.network_decoder)
+        return T
+
+    def num_transitions(self, T: int | None) -> int | None:
+        return None if T is None else T - self.network_decoder
+
+    def check_schedule(self) -> None:
+        gamma_table(self.gamma, 256)
+
+    # -------------------------------------------------------------------------------------------- training
+
+    def forward(
         self,
         x: Tensor,
         noise: Noise,
         labels: Tensor | None = None,
         loss: str = "elbo",
-        steps: int | None = None,
+        T: int | None = None,
         stratified: bool = True,
     ) -> Objective:
-        """Return the training loss of every image, and the bound that the same draws estimate, in nats.
+        """Return the training loss of a batch: recon + prior + a weighted diffusion term (`loss_weight`).
 
-        The loss is recon + prior + a weighted diffusion term, at stratified times; see `fastdiff.vlb.loss_weight`. The
-        weights are the network's: whatever they are, learned endpoints get the gradient of the bound, and the interior
-        of a learned schedule that of the squared diffusion term (in continuous time; at finite T that of the bound).
-
-        Args:
-            x: data uint8 [B, C, H, W] in [0, levels).
-            noise: what all draws derive from.
-            labels: int64 [B], or None.
-            loss: one of `fastdiff.vlb.LOSSES`.
-            steps: T of the bound that is trained, None for the model's own.
-            stratified: whether the times of the batch are spread evenly, or drawn independently.
-
-        Raises:
-            TypeError, ValueError: images, labels, steps or loss that do not fit.
+        The weight trains the network only. Learned endpoints follow the gradient of the bound for every loss. The
+        interior of a learned schedule follows that of the squared diffusion term in continuous time, and that of the
+        bound at finite T. Arguments as in `Model.forward`.
         """
-        self.check_images("objective", x)
-        intervals = self.intervals("objective", steps if steps is not None else self.steps)
+        self.check_images("forward", x)
+        self.check_labels("forward", labels, len(x))
+        num_transitions = self.num_transitions(self.check_T("forward", T if T is not None else self.T))
         u = (stratified_times if stratified else independent_times)(noise, len(x)).to(x.device)
-        later: list[Tensor] = []  # the loss that the schedule's hooks wait for
-        if intervals is None:
-            gamma_t, slope = self.gamma.for_training(u, lambda: later[0])
-        else:
-            s, t = finite_times(u, intervals)
-            gamma_t = self.gamma(t)
-            slope = intervals * torch.expm1(gamma_t - self.gamma(s))
-        gamma_t, slope = gamma_t.float(), slope.float()
+        diffusion_of_batch: list[Tensor] = []  # filled below; the hooks of a learned schedule read it in backward
+        gamma_t, slope = self._gamma_for_training(u, num_transitions, lambda: diffusion_of_batch[0])
         eps, weight = noise.at(stream=Stream.DIFFUSION), loss_weight(loss, gamma_t.detach(), slope.detach())
         if loss != "elbo" and gamma_t.requires_grad:  # the network follows the loss, the schedule the bound
             gamma_t.register_hook(lambda gradient: gradient * (0.5 * slope.detach() / weight))
-        eps_hat = self.eps_hat(diffuse(centre(x, self.levels), gamma_t, eps), gamma_t, labels)
-        recon, prior = self.end_terms(x, noise, labels)
+        cond, cond_nats = self.draw_cond(x, noise)
+        eps_hat = self.eps_hat(diffuse(to_unit_range(x, self.levels), gamma_t, eps), gamma_t, labels, cond)
+        recon, prior = self._end_terms(x, noise, labels, cond)
         if loss == "elbo":
-            diffusion = goal = eps_loss(eps_hat, eps, 0.5 * slope)
+            diffusion = objective = eps_loss(eps_hat, eps, 0.5 * slope)
         else:
             square = eps_loss(eps_hat, eps, torch.ones_like(slope))
             diffusion = 0.5 * slope * square.detach()
-            goal = weight * square + (diffusion - diffusion.detach())
-        later.append(diffusion.detach())
-        return Objective(recon + prior + goal, Vlb(recon, prior, diffusion).detach())
+            objective = weight * square + (diffusion - diffusion.detach())
+        diffusion_of_batch.append(diffusion.detach())
+        vlb = Vlb(recon, prior if cond_nats is None else prior + cond_nats, diffusion)
+        return Objective(recon + prior + objective, vlb.detach())
+
+    def _gamma_for_training(
+        self, u: Tensor, num_transitions: int | None, diffusion: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return gamma_t and gamma'(t), or T expm1(gamma_t - gamma_s) in its place at finite T, float32 [B] each."""
+        if num_transitions is None:
+            gamma_t, slope = self.gamma.for_training(u, diffusion)
+        else:
+            s, t = finite_times(u, num_transitions)
+            gamma_t = self.gamma(t)
+            slope = num_transitions * torch.expm1(gamma_t - self.gamma(s))
+        return gamma_t.float(), slope.float()
+
+    def parameter_groups(self) -> ParameterGroups:
+        return group_parameters(self, self.gamma)
+
+    # -------------------------------------------------------------------------------------------- sampling
+
+    @property
+    def sampling_options(self) -> frozenset[str]:
+        labels = {"labels", "guidance"} if self.num_classes else set()
+        return frozenset({"steps", "sampler", "initial"} | labels)
+
+    def prepare(self, request: Request) -> Draw:
+        self.check_options(request)
+        steps = DEFAULT_STEPS if request.steps is None else request.steps
+        labels = labels_of_request(request.labels, request.guidance, request.n, self.num_classes)
+        guidance = None if request.guidance == 1.0 else request.guidance  # 1 is the conditional model alone
+        plan = make_plan(request.sampler, self.gamma, steps, self.variance, self.network_decoder)
+        plan = plan.with_guidance(guidance)
+        cond_of = self.prepare_cond(request)
+        last_call = len(plan.gamma) * (1 if guidance is None else 2)
+
+        def batch(first: int, count: int, callback: Callback | None) -> Tensor:
+            noise = Noise(request.seed, first_sample=0 if request.shared_noise else first).to(self.device)
+            y = None if labels is None else labels[first : first + count].to(self.device)
+            cond = cond_of(first, count)
+            z_0 = sample_latents(
+                lambda z_t, gamma: self.predict(z_t, gamma, y, cond),
+                self.initial_latents(request, first, count, noise) * request.sampler.temperature,
+                plan,
+                noise,
+                None if guidance is None else lambda z_t, gamma: self.predict(z_t, gamma, None, cond),
+                request.shared_noise,
+                self.shown_callback(callback, cond, last_call),
+            )
+            return self.most_likely(z_0)
+
+        return Draw(len(plan.gamma), batch)
+
+    def initial_latents(self, request: Request, first: int, count: int, noise: Noise) -> Tensor:
+        """Return z_1 of a batch of a request, [count, C, H, W]."""
+        if request.initial is not None:
+            return request.initial[first : first + count].to(self.device)
+        drawn = 1 if request.shared_noise else count
+        return noise.at(stream=Stream.INITIAL).normal((drawn, *self.shape)).expand(count, *self.shape)
+
+    def prepare_cond(self, request: Request) -> Callable[[int, int], Tensor | None]:
+        """Check the part of a request that conditions the model; return what gives a batch's conditioning images."""
+        return lambda first, count: None
+
+    def shown_callback(self, callback: Callback | None, cond: Tensor | None, last_call: int) -> Callback | None:
+        """Return the callback that the sampling loop calls for a batch with conditioning images ``cond``.
+
+        ``last_call`` is the number of function evaluations after the last step.
+        """
+        return callback
+
+
+def check_network(network: object) -> None:
+    """Raise an InvalidTypeError for a network of the user's own that is no module; None stands for none."""
+    if network is not None and not isinstance(network, nn.Module):
+        raise InvalidTypeError(f"network must be a torch.nn.Module or None, got {network!r}")
+
+
+def checked_output(out: Tensor, x: Tensor, channels: int) -> Tensor:
+    """Return the output of a network for x [B, ..., H, W]; raise an InvalidValueError unless [B, channels, H, W]."""
+    shape = (x.shape[0], channels, *x.shape[2:])
+    if tuple(out.shape) != shape:
+        raise InvalidValueError(f"network must return shape {shape}, got {tuple(out.shape)}")
+    return out

@@ -1,11 +1,12 @@
-"""Forward diffusion: z_t ~ q(z_t | x), with its noise given or drawn in the kernel.
+"""Forward diffusion: a draw z_t ~ q(z_t | x), with noise that is passed in or drawn in the kernel.
 
     z_t = alpha x + sigma eps,   alpha² = sigmoid(-gamma),   sigma² = sigmoid(gamma)        (Kingma et al. 2021)
     d alpha / d gamma = -alpha sigma² / 2,   d sigma / d gamma = sigma alpha² / 2
 
-x, z_t [B, ...] float32, bfloat16 or float16; gamma [B] float32; arithmetic in float32. Bytes per element in fp32:
-8 with drawn noise (read x, write z_t), 12 with given noise. The gradient to gamma reads the upstream gradient and x,
-and draws the noise again; its sum over a sample is taken in two stages without atomics, so it is deterministic.
+x, z_t [B, ...] are float32, bfloat16 or float16, gamma [B] is float32, and arithmetic is float32. Bytes per element in
+fp32: 8 with drawn noise (read x, write z_t), 12 with noise as a tensor. The gradient to gamma reads the upstream
+gradient and x, and draws the noise again. It is summed over a sample in two stages without atomics, so it is
+deterministic.
 """
 
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._triton import constexpr, jit, tl
 from .checks import check_data, check_vector
-from .launch import WARPS, constexpr, fast_math, flat, grid_of, in_layout_of, jit, locate, per_sample, register, tl
-from .noise import Noise, noise_argument, noise_block, normal_like
+from .launch import WARPS, fast_math, flat, grid_of, in_layout_of, locate, per_sample
+from .noise import Noise, noise_argument, normal_like
+from .noise_kernels import noise_block
+from .registration import register
 
 
 def diffuse(x: Tensor, gamma: Tensor, noise: Tensor | Noise) -> Tensor:
@@ -24,12 +28,12 @@ def diffuse(x: Tensor, gamma: Tensor, noise: Tensor | Noise) -> Tensor:
     Args:
         x: data [B, ...], float32, bfloat16 or float16.
         gamma: float32 [B], gamma = -log SNR.
-        noise: a float tensor like x, or a `Noise` to draw from. It gets no gradient.
+        noise: eps, a float tensor like x, or a `Noise` to draw from. It gets no gradient.
 
     Differentiable in x and gamma.
 
     Raises:
-        TypeError, ValueError: a dtype, shape or device that does not fit, named with what is allowed.
+        InvalidTypeError, InvalidValueError: an argument has the wrong type, dtype, shape or device.
     """
     check_data("diffuse", "x", x)
     check_vector("diffuse", "gamma", gamma, x.shape[0], x, "x")
@@ -49,12 +53,17 @@ def diffuse_reference(x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
 
 
 def gamma_gradient_reference(grad: Tensor, x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
-    """Gradient to gamma, float32 [B]: sum of grad · (-alpha sigma² x + sigma alpha² eps) / 2."""
-    alpha, sigma = alpha_sigma(gamma)
+    """Gradient to gamma, float32 [B]: Σ grad · (-alpha sigma² x + sigma alpha² eps) / 2."""
     grad = grad.float()
-    with_x = flat(grad * x).sum(1)
-    with_eps = flat(grad * normal_like(noise, x)).sum(1)
-    return 0.5 * alpha * sigma * (alpha * with_eps - sigma * with_x)
+    sum_x = flat(grad * x).sum(1)
+    sum_eps = flat(grad * normal_like(noise, x)).sum(1)
+    return _gamma_gradient(gamma, sum_x, sum_eps)
+
+
+def _gamma_gradient(gamma: Tensor, sum_x: Tensor, sum_eps: Tensor) -> Tensor:
+    """The gradient to gamma from Σ grad · x and Σ grad · eps, all [B]."""
+    alpha, sigma = alpha_sigma(gamma)
+    return 0.5 * alpha * sigma * (alpha * sum_eps - sigma * sum_x)
 
 
 # ------------------------------------------------------------------------------------------------ Triton
@@ -94,7 +103,7 @@ def gamma_gradient_kernel(
 
 
 def diffuse_triton(x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
-    """Launch the kernel over contiguous copies where the layout of an argument asks for one."""
+    """Launch the kernel. Arguments that are not contiguous are copied."""
     programs, n, blocks, block = grid_of(x)
     z_t = torch.empty_like(x, memory_format=torch.contiguous_format)
     if programs:
@@ -116,9 +125,8 @@ def gamma_gradient_triton(grad: Tensor, x: Tensor, gamma: Tensor, noise: Tensor)
             grad.contiguous(), x.contiguous(), noise.contiguous(), partial, n, blocks,
             DRAWN=drawn, FAST=fast_math(x), BLOCK=block, num_warps=WARPS,
         )  # fmt: skip
-    with_x, with_eps = partial.view(2, x.shape[0], -1).sum(-1) if programs else partial.new_zeros(2, x.shape[0])
-    alpha, sigma = alpha_sigma(gamma)
-    return 0.5 * alpha * sigma * (alpha * with_eps - sigma * with_x)
+    sums = partial.view(2, x.shape[0], -1).sum(-1) if programs else partial.new_zeros(2, x.shape[0])
+    return _gamma_gradient(gamma, *sums)
 
 
 # ------------------------------------------------------------------------------------------------ registration

@@ -1,9 +1,9 @@
-"""Weighted noise-prediction loss per sample, with the target noise given or drawn again in the kernel.
+"""Weighted noise-prediction loss per sample, with target noise that is passed in or drawn again in the kernel.
 
     loss_b = weight_b Σ_i (eps_bi - eps_hat_bi)²                                          (Ho et al. 2020, eq. 14)
 
-The weight is the model's: 1 for L_simple, gamma'(t) / 2 for the continuous-time bound (Kingma et al. 2021). eps_hat
-[B, ...] float32, bfloat16 or float16; weight float32 [B]; loss float32 [B] in the unit of the weight; arithmetic in
+The weight is 1 for L_simple and gamma'(t) / 2 for the continuous-time bound (Kingma et al. 2021). eps_hat [B, ...] is
+float32, bfloat16 or float16, the weight float32 [B], the loss float32 [B] in the unit of the weight, and arithmetic is
 float32. Bytes per element in fp32 with drawn noise: 4 forward (read eps_hat), 8 backward (read it again, write its
 gradient). Sums are taken in two stages without atomics, so they are deterministic.
 """
@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ._triton import constexpr, jit, tl
 from .checks import check_data, check_vector
-from .launch import WARPS, constexpr, fast_math, flat, grid_of, in_layout_of, jit, locate, per_sample, register, tl
-from .noise import Noise, noise_argument, noise_block, normal_like
+from .launch import WARPS, fast_math, flat, grid_of, in_layout_of, locate, per_sample
+from .noise import Noise, noise_argument, normal_like
+from .noise_kernels import noise_block
+from .registration import register
 
 
 def eps_loss(eps_hat: Tensor, noise: Tensor | Noise, weight: Tensor) -> Tensor:
@@ -24,13 +27,13 @@ def eps_loss(eps_hat: Tensor, noise: Tensor | Noise, weight: Tensor) -> Tensor:
 
     Args:
         eps_hat: predicted noise [B, ...], float32, bfloat16 or float16.
-        noise: the target: a float tensor like eps_hat, or the `Noise` that drew it. It gets no gradient.
+        noise: the target eps, a float tensor like eps_hat, or the `Noise` that drew it. It gets no gradient.
         weight: float32 [B].
 
     Differentiable in eps_hat and weight.
 
     Raises:
-        TypeError, ValueError: a dtype, shape or device that does not fit, named with what is allowed.
+        InvalidTypeError, InvalidValueError: an argument has the wrong type, dtype, shape or device.
     """
     check_data("eps_loss", "eps_hat", eps_hat)
     check_vector("eps_loss", "weight", weight, eps_hat.shape[0], eps_hat, "eps_hat")
@@ -98,7 +101,7 @@ def squared_error_triton(eps_hat: Tensor, noise: Tensor) -> Tensor:
 
 
 def error_gradient_triton(grad: Tensor, eps_hat: Tensor, noise: Tensor) -> Tensor:
-    """Launch the gradient over contiguous copies where the layout of an argument asks for one."""
+    """Launch the gradient. Arguments that are not contiguous are copied."""
     programs, n, blocks, block = grid_of(eps_hat)
     out = torch.empty_like(eps_hat, memory_format=torch.contiguous_format)
     if programs:

@@ -2,12 +2,13 @@
 
     sin(2^n pi z), cos(2^n pi z),   n = n_min .. n_max                        (Kingma et al. 2021, appendix C)
 
-z and the result [B, C (1 + 2F), ...] are float32, bfloat16 or float16 with F = n_max - n_min + 1, in blocks z, sin,
-cos; inside a block feature f of channel c has index c F + f. The argument is reduced exactly: w = 2^(n-1) z is exact in
-float32 and so is w less the nearest whole turn; only then is it rounded. The error stays below 3e-7 at any n, where
-sin(2^n pi z) computed as it is written loses 2e-4 at n = 8. Bytes per element of z in fp32 at F = 2: 24 (one read, five
-writes), 14 to bfloat16; backward 28 (six reads, one write), the features computed again. bfloat16 z makes n >= 7
-near-noise.
+z [B, C, ...] and the result [B, C (1 + 2F), ...] are float32, bfloat16 or float16, with F = n_max - n_min + 1. The
+result consists of the blocks z, sin and cos; inside a block, feature f of channel c has index c F + f. The argument is
+reduced exactly: w = 2^(n-1) z is exact in float32, and so is its distance from the nearest integer, which is rounded
+only when it is multiplied by 2 pi. The error stays below 3e-7 at any n; sin(2^n pi z) computed as written has an error
+of 2e-4 at n = 8. Bytes per element of z in fp32 at F = 2: 24 (one read, five writes), 14 for features in bfloat16;
+backward 28 (six reads, one write), with the features computed again. If z itself is bfloat16, its rounding makes the
+features of n >= 7 close to noise.
 """
 
 import math
@@ -17,13 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import DATA_DTYPES, check_data, whole_number
-from .launch import BLOCK, WARPS, constexpr, in_layout_of, jit, register, split, tl
-from .noise import sincos_turns
+from ._triton import constant, constexpr, jit, tl
+from .checks import DATA_DTYPES, DATA_NAMES, check_data, whole_number
+from .errors import InvalidTypeError, InvalidValueError
+from .launch import BLOCK, WARPS, in_layout_of, split
+from .noise_kernels import sincos_turns
+from .registration import register
 
-CACHED = 1 << 16  # elements
-AXIS = 65535  # programs along the second and third axis of a grid
-_TWO_PI: Any = constexpr(2.0 * math.pi)  # pyright: ignore[reportCallIssue]
+CACHED = 1 << 16  # elements that the reference works on at a time
+AXIS = 65535  # programs at most along the second and third axis of a grid
+_TWO_PI = constant(2.0 * math.pi)
 
 
 def fourier_features(z: Tensor, n_min: int = 7, n_max: int = 8, dtype: torch.dtype | None = None) -> Tensor:
@@ -31,29 +35,30 @@ def fourier_features(z: Tensor, n_min: int = 7, n_max: int = 8, dtype: torch.dty
 
     Args:
         z: latent [B, C, ...], float32, bfloat16 or float16.
-        n_min, n_max: first and last exponent, 0 <= n_min <= n_max <= 30. For data of K levels round(log2(K / 2)) and
-            the next: 7 and 8 for bytes, 3 and 4 for 17 levels.
-        dtype: of the result, float32, bfloat16 or float16; by default that of z. A network under autocast takes the
-            features of a float32 z in bfloat16 without a second pass.
+        n_min, n_max: first and last exponent, 0 <= n_min <= n_max <= 30. For data of K levels use round(log2(K / 2))
+            and the next integer: 7 and 8 for bytes, 3 and 4 for 17 levels.
+        dtype: dtype of the result, float32, bfloat16 or float16, by default that of z. A network under autocast gets
+            bfloat16 features of a float32 z without a second pass.
 
     Differentiable in z.
 
     Raises:
-        TypeError, ValueError: a dtype or rank that does not fit, or exponents out of range.
+        InvalidTypeError, InvalidValueError: z has the wrong dtype or rank, or an exponent is out of range.
     """
     check_data("fourier_features", "z", z, min_dim=2)
     dtype = z.dtype if dtype is None else dtype
     if dtype not in DATA_DTYPES:
-        allowed = ", ".join(map(str, DATA_DTYPES))
-        raise TypeError(f"fourier_features: dtype is {dtype}; allowed: {allowed}, or None for that of z")
+        raise InvalidTypeError(f"fourier_features: dtype must be {DATA_NAMES}, or None for that of z, got {dtype!r}")
     n_min, n_max = (whole_number("fourier_features", *pair) for pair in (("n_min", n_min), ("n_max", n_max)))
     if not 0 <= n_min <= n_max <= 30:
-        raise ValueError(f"fourier_features: n_min = {n_min}, n_max = {n_max}; allowed: 0 <= n_min <= n_max <= 30")
+        raise InvalidValueError(
+            f"fourier_features: n_min and n_max must satisfy 0 <= n_min <= n_max <= 30, got {n_min} and {n_max}"
+        )
     return _fourier_op(z, n_min, n_max, dtype)
 
 
 def out_like(z: Tensor, n_min: int, n_max: int, dtype: torch.dtype) -> Tensor:
-    """An empty result: channels-last where z is, contiguous otherwise."""
+    """An empty result, channels-last if z is, else contiguous."""
     shape = (z.shape[0], z.shape[1] * (1 + 2 * (n_max - n_min + 1)), *z.shape[2:])
     if z.dim() == 4 and z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous():
         return torch.empty(shape, dtype=dtype, device=z.device, memory_format=torch.channels_last)
@@ -61,13 +66,13 @@ def out_like(z: Tensor, n_min: int, n_max: int, dtype: torch.dtype) -> Tensor:
 
 
 def reduced_angle(z: Tensor, n: int) -> Tensor:
-    """2^n pi z less a whole number of turns, float32 in [-pi, pi]: exact up to the last multiplication."""
+    """2^n pi z minus a whole number of turns, float32 in [-pi, pi]; exact up to the last multiplication."""
     turns = z * 2.0 ** (n - 1)
     return turns.sub_(turns.round()).mul_(2.0 * math.pi)
 
 
 def feature_planes(features: Tensor, channels: int, n_min: int, n_max: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield n with views of its sine and cosine planes [B, C, ...] in a tensor of features."""
+    """Yield n with views of its sine and cosine features [B, C, ...] in a tensor of features."""
     count = n_max - n_min + 1
     sines, cosines = features[:, channels:].chunk(2, dim=1)
     for f in range(count):
@@ -75,7 +80,7 @@ def feature_planes(features: Tensor, channels: int, n_min: int, n_max: int) -> I
 
 
 def parts(z: Tensor) -> Iterator[slice]:
-    """Samples of z [B, C, ...], a cache-full at a time: the reference's temporaries stay there."""
+    """Slices of samples of z [B, C, ...], so few at a time that the reference's temporaries fit in the cache."""
     samples = max(1, CACHED // max(1, z[:1].numel()))
     yield from (slice(first, first + samples) for first in range(0, len(z), samples))
 
@@ -98,14 +103,14 @@ def fourier_reference(z: Tensor, n_min: int, n_max: int, dtype: torch.dtype) -> 
 
 
 def gradient_reference(grad: Tensor, z: Tensor, n_min: int, n_max: int) -> Tensor:
-    """Gradient to z: grad_z + Σ_f 2^n pi (grad_sin cos - grad_cos sin), the features computed again."""
+    """Gradient to z: grad_z + Σ_f 2^n pi (grad_sin cos - grad_cos sin), with the features computed again."""
     out = torch.empty_like(z)
     for part in parts(z):
         whole, total = z[part].float(), grad[part, : z.shape[1]].to(torch.float32, copy=True)
-        for n, by_sine, by_cosine in feature_planes(grad[part], z.shape[1], n_min, n_max):
+        for n, grad_sine, grad_cosine in feature_planes(grad[part], z.shape[1], n_min, n_max):
             angle = reduced_angle(whole, n)
-            by_angle = angle.cos().mul_(by_sine).sub_(angle.sin_().mul_(by_cosine))
-            total.add_(by_angle, alpha=2.0**n * math.pi)
+            grad_angle = angle.cos().mul_(grad_sine).sub_(angle.sin_().mul_(grad_cosine))
+            total.add_(grad_angle, alpha=2.0**n * math.pi)
         out[part] = total
     return out
 
@@ -121,9 +126,9 @@ def double_angle(sin, cos):
 
 @jit
 def fourier_kernel(z_ptr, out_ptr, channels, n, scale_min, FEATURES: constexpr, BLOCK: constexpr):
-    """z and its features for one block of one channel of one sample, in that order of the grid's axes.
+    """z and its features for one block of one channel of one sample: the grid's axes 0, 1 and 2.
 
-    Every other frequency is the double angle of the one before.
+    Every second frequency is the double angle of the one before.
     """
     HALF: constexpr = out_ptr.dtype.element_ty.primitive_bitwidth == 16
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -167,9 +172,9 @@ def fourier_gradient_kernel(grad_ptr, z_ptr, out_ptr, channels, n, scale_min, FE
             turns = turns * 4.0
         else:
             sin, cos = double_angle(sin, cos)
-        by_sin = tl.load(sin_ptr + f * n + i, mask=i < n, other=0.0).to(tl.float32)
-        by_cos = tl.load(cos_ptr + f * n + i, mask=i < n, other=0.0).to(tl.float32)
-        total += rate * (by_sin * cos - by_cos * sin)
+        grad_sin = tl.load(sin_ptr + f * n + i, mask=i < n, other=0.0).to(tl.float32)
+        grad_cos = tl.load(cos_ptr + f * n + i, mask=i < n, other=0.0).to(tl.float32)
+        total += rate * (grad_sin * cos - grad_cos * sin)
         rate = rate * 2.0
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=i < n)
 
@@ -177,16 +182,18 @@ def fourier_gradient_kernel(grad_ptr, z_ptr, out_ptr, channels, n, scale_min, FE
 def channel_launches(z: Tensor, features: int) -> Iterator[tuple[slice, tuple[int, int, int], int, int]]:
     """Yield ``(samples, grid, n, block)``: launches over (block, channel, sample) for z [B, C, ...], n per channel.
 
-    A grid of three axes needs no division in the kernel; its last two end at 65535, hence one launch per as many
-    samples.
+    A grid of three axes needs no division in the kernel. Its second and third axis are limited to 65535 programs, so
+    there is one launch per 65535 samples.
 
     Raises:
-        ValueError: the features of one sample are 2³¹ elements or more, or there are more than 65535 channels.
+        InvalidValueError: the features of one sample are 2³¹ elements or more, or there are more than 65535 channels.
     """
     batch, channels = z.shape[:2]
     if z[:1].numel() * features >= 2**31 - BLOCK or channels > AXIS:
-        allowed = f"features of fewer than 2**31 elements per sample, and at most {AXIS} channels"
-        raise ValueError(f"fourier_features: a sample of shape {tuple(z.shape[1:])}; allowed: {allowed}")
+        raise InvalidValueError(
+            f"fourier_features: a sample must have at most {AXIS} channels and fewer than 2**31 - {BLOCK} features, "
+            f"got shape {tuple(z.shape[1:])}"
+        )
     _, n, blocks, block = split(1, z.numel() // (batch * channels) if batch * channels else 0)
     for first in range(0, batch if n and channels else 0, AXIS):
         samples = slice(first, min(first + AXIS, batch))
@@ -194,7 +201,7 @@ def channel_launches(z: Tensor, features: int) -> Iterator[tuple[slice, tuple[in
 
 
 def fourier_triton(z: Tensor, n_min: int, n_max: int, dtype: torch.dtype) -> Tensor:
-    """Launch the kernel over a contiguous copy where the layout of z asks for one."""
+    """Launch the kernel. z is copied if it is not contiguous."""
     features = n_max - n_min + 1
     out = out_like(z, n_min, n_max, dtype)
     flat = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
@@ -207,7 +214,7 @@ def fourier_triton(z: Tensor, n_min: int, n_max: int, dtype: torch.dtype) -> Ten
 
 
 def gradient_triton(grad: Tensor, z: Tensor, n_min: int, n_max: int) -> Tensor:
-    """Launch the gradient over contiguous copies where the layout of an argument asks for one."""
+    """Launch the gradient. Arguments that are not contiguous are copied."""
     features = n_max - n_min + 1
     out = torch.empty_like(z, memory_format=torch.contiguous_format)
     whole_grad, whole = grad.contiguous(), z.contiguous()

@@ -1,32 +1,33 @@
-"""The Triton half of `group_norm`: kernels that hold whole groups on chip, kernels that work on tiles, launchers.
+"""The Triton half of `group_norm`: memory layouts, sizes of programs, and the forward kernels with their launcher.
 
-A kernel sees x as [pixels, channels] in either memory order (LAST: the channels are adjacent).
+If a group fits on chip, one kernel reads x once and writes y. Otherwise one kernel computes the moments of tiles of
+pixels and channels, a second merges them per group, and a third applies them. A kernel sees x as [pixels, channels] in
+either memory order; LAST means that the channels are adjacent, as in channels-last data.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .launch import constexpr, in_layout_of, jit, sample_size, tl
+from ._triton import constant, constexpr, jit, tl
+from .launch import in_layout_of, sample_size
 
-ON_CHIP = 1 << 15  # elements of a group, and of a program that normalises whole groups: 64 per thread at 16 warps
-TILE = 1 << 12  # elements of a program that needs no whole group
-ROW_BYTES = 128  # that such a program takes of each pixel's channels
-SECTOR = 32  # bytes that memory hands out at once
-MINUS_LOG2_E: Any = constexpr(-1.4426950408889634)  # pyright: ignore[reportCallIssue]
-MERGED = 32  # channels at most in a program of several groups
+ON_CHIP = 1 << 15  # elements at most of a program that normalises whole groups: 64 per thread at 16 warps
+TILE = 1 << 12  # elements of a program that works on a tile
+ROW_BYTES = 128  # bytes of each pixel's channels in a tile
+SECTOR = 32  # bytes of the smallest access to memory
+MINUS_LOG2_E = constant(-1.4426950408889634)
+MERGED = 32  # channels at most of a program that normalises several groups
 
 
 def is_last(x: Tensor) -> bool:
-    """Whether the channels of x [B, C, ...] lie next to each other in dense memory."""
-    if x.dim() == 4:  # without a view
+    """Whether x [B, C, ...] is dense and its channels are adjacent in memory."""
+    if x.dim() == 4:  # faster, since no view is made
         return x.is_contiguous(memory_format=torch.channels_last)
     return x.movedim(1, -1).is_contiguous()
 
 
 def dense_of(x: Tensor) -> tuple[Tensor, bool]:
-    """x itself where it is channels-last or contiguous, else a copy that is; and whether it is channels-last."""
+    """Return x, or a copy if x is neither channels-last nor contiguous, and whether the result is channels-last."""
     if is_last(x):
         return x, True
     if x.is_contiguous():
@@ -36,19 +37,22 @@ def dense_of(x: Tensor) -> tuple[Tensor, bool]:
 
 
 def laid_out_like(value: Tensor, x: Tensor, last: bool) -> Tensor:
-    """``value`` in the layout of x, which `dense_of` gave."""
+    """Return ``value`` in the layout of x, a result of `dense_of`."""
     same = is_last(value) if last else value.is_contiguous()
     return value if same else torch.empty_like(x, dtype=value.dtype).copy_(value)
 
 
 def result_like(out: Tensor, dense: Tensor, x: Tensor) -> Tensor:
-    """``out``, laid out like dense, in the layout of x; `in_layout_of` would allocate to see that it has it."""
+    """Return ``out``, which has the layout of ``dense``, in the layout of x.
+
+    Without the comparison `in_layout_of` would allocate a tensor only to find that nothing has to be done.
+    """
     return out if dense is x else in_layout_of(out, x)
 
 
 @jit
 def gain_and_offset(weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_row, shift_row, sample, c, used):
-    """A and b of v = A xhat + b for the channels c of one sample that are used."""
+    """A and b of v = A xhat + b for the channels c of one sample."""
     a = tl.load(weight_ptr + c, mask=used, other=0.0)
     b = tl.load(bias_ptr + c, mask=used, other=0.0)
     if scale_ptr is not None:
@@ -61,7 +65,7 @@ def gain_and_offset(weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_row, shift
 
 @jit
 def of_group(value, CG: constexpr, GROUPS: constexpr, BLOCK_C: constexpr):
-    """Sum a value per channel over each channel's group, for GROUPS groups that start at the first channel."""
+    """Sum a value per channel over each channel's group. The block holds GROUPS whole groups."""
     if GROUPS == 1:
         total = tl.sum(value) + tl.zeros([BLOCK_C], tl.float32)
     elif CG == 1:
@@ -74,7 +78,7 @@ def of_group(value, CG: constexpr, GROUPS: constexpr, BLOCK_C: constexpr):
 
 @jit
 def places(p, c, used, pixels, C: constexpr, LAST: constexpr):
-    """Offsets inside a sample of pixels p and channels c, and whether they are used; [pixels, channels]."""
+    """Offsets inside a sample of pixels p and channels c, and whether they are used, both [pixels, channels]."""
     at = p[:, None] * C + c[None, :] if LAST else p[:, None] + c[None, :] * pixels
     return at, (p < pixels)[:, None] & used[None, :]
 
@@ -108,7 +112,7 @@ def norm_silu_kernel(
 
 @jit
 def tile(chunks, C: constexpr, BLOCK_P: constexpr, BLOCK_C: constexpr):
-    """(sample, row of the partial results, pixels, channels) of a program that needs no whole group."""
+    """(sample, row of the partial results, pixels, channels) of a program that works on a tile."""
     blocks: constexpr = (C + BLOCK_C - 1) // BLOCK_C
     chunks = tl.cast(chunks, tl.uint32)
     row = tl.program_id(0).to(tl.uint32) // blocks
@@ -180,124 +184,46 @@ def norm_apply_kernel(
     tl.store(y_ptr + base + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@jit
-def upstream_of_norm(
-    grad_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, pixels, scale_row, shift_row,
-    sample, p, c, C: constexpr, CG: constexpr, LAST: constexpr,
-):  # fmt: skip
-    """d = grad silu'(v), 0 outside, and xhat of a tile; then A and rstd of its channels, offsets and mask."""
-    at, inside = places(p, c, c < C, pixels, C, LAST)
-    base = sample.to(tl.int64) * n
-    grad = tl.load(grad_ptr + base + at, mask=inside, other=0.0).to(tl.float32)
-    group = sample.to(tl.int64) * (C // CG) + c // CG
-    mean = tl.load(mean_ptr + group, mask=c < C, other=0.0)
-    x = tl.load(x_ptr + base + at, mask=inside, other=mean[None, :]).to(tl.float32)
-    rstd = tl.load(rstd_ptr + group, mask=c < C, other=0.0)
-    a, b = gain_and_offset(weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_row, shift_row, sample, c, c < C)
-    xhat = (x - mean[None, :]) * rstd[None, :]
-    v = xhat * a[None, :] + b[None, :]
-    s = 1.0 / (1.0 + tl.exp2(v * MINUS_LOG2_E))
-    return grad * (s * (1.0 + v * (1.0 - s))), xhat, a, rstd, at, inside
-
-
-@jit
-def norm_sums_kernel(
-    grad_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, s1_ptr, s2_ptr, n, pixels, chunks,
-    scale_row, shift_row, C: constexpr, CG: constexpr, LAST: constexpr, BLOCK_P: constexpr, BLOCK_C: constexpr,
-):  # fmt: skip
-    """Σ d and Σ d xhat of each channel over one chunk of pixels: [rows, C]."""
-    sample, row, p, c = tile(chunks, C, BLOCK_P, BLOCK_C)
-    d, xhat, _, _, _, _ = upstream_of_norm(
-        grad_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, pixels, scale_row,
-        shift_row, sample, p, c, C, CG, LAST,
-    )  # fmt: skip
-    tl.store(s1_ptr + row * C + c, tl.sum(d, 0), mask=c < C)
-    tl.store(s2_ptr + row * C + c, tl.sum(d * xhat, 0), mask=c < C)
-
-
-@jit
-def collect_sums_kernel(
-    partial_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, sums_ptr, means_ptr, batch, pixels, chunks, scale_row,
-    shift_row, C: constexpr, CG: constexpr, BLOCK_K: constexpr, BLOCK_C: constexpr,
-):  # fmt: skip
-    """Add up the partial sums of one group's channels, S1 or S2; and their mean over the group with weights A."""
-    program = tl.program_id(0) // 2
-    which = (tl.program_id(0) % 2).to(tl.int64)
-    sample, group = program // (C // CG), program % (C // CG)
-    partial_ptr += (which * batch + sample) * chunks * C
-    total = 0.0
-    for start in range(0, CG, BLOCK_C):
-        j = start + tl.arange(0, BLOCK_C)
-        c, used = group * CG + j, j < CG
-        value = tl.zeros([BLOCK_C], tl.float32)
-        for chunk in range(0, chunks, BLOCK_K):
-            k = chunk + tl.arange(0, BLOCK_K)
-            inside = (k < chunks)[:, None] & used[None, :]
-            value += tl.sum(tl.load(partial_ptr + k[:, None] * C + c[None, :], mask=inside, other=0.0), 0)
-        a, _ = gain_and_offset(weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_row, shift_row, sample, c, used)
-        tl.store(sums_ptr + (which * batch + sample) * C + c, value, mask=used)
-        total += tl.sum(a * value)
-    tl.store(means_ptr + which * batch * (C // CG) + program, total / tl.cast(pixels * CG, tl.float32))
-
-
-@jit
-def norm_gradient_kernel(
-    grad_ptr, x_ptr, mean_ptr, rstd_ptr, by_one_ptr, by_xhat_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, out_ptr,
-    n, pixels, chunks, scale_row, shift_row,
-    C: constexpr, CG: constexpr, LAST: constexpr, BLOCK_P: constexpr, BLOCK_C: constexpr,
-):  # fmt: skip
-    """rstd (A d - mean(A d) - xhat mean(A d xhat)) of a chunk of pixels and some channels of one sample."""
-    sample, _, p, c = tile(chunks, C, BLOCK_P, BLOCK_C)
-    d, xhat, a, rstd, at, inside = upstream_of_norm(
-        grad_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, n, pixels, scale_row,
-        shift_row, sample, p, c, C, CG, LAST,
-    )  # fmt: skip
-    group = sample.to(tl.int64) * (C // CG) + c // CG
-    by_one = tl.load(by_one_ptr + group, mask=c < C, other=0.0)
-    by_xhat = tl.load(by_xhat_ptr + group, mask=c < C, other=0.0)
-    out = d * (a * rstd)[None, :] - (by_one * rstd)[None, :] - xhat * (by_xhat * rstd)[None, :]
-    tl.store(out_ptr + sample.to(tl.int64) * n + at, out.to(out_ptr.dtype.element_ty), mask=inside)
-
-
 def whole_groups(channels: int, groups: int, pixels: int, width: int) -> dict[str, int] | None:
-    """Constants of a program of `norm_silu_kernel`, or None where a group does not fit on chip.
+    """Constants of a program of `norm_silu_kernel`, or None if a group does not fit on chip.
 
-    Several groups per program, until the channels-last row of a pixel fills the sectors of memory that it touches and
-    the program is not tiny; ``width`` is the size of an element in bytes.
+    A program takes several groups, until their channels of one pixel fill the sectors of memory that they touch and the
+    program is not too small. ``width`` is the size of an element in bytes.
     """
     of_one = channels // groups
-    block_p = _power(pixels)
-    if block_p * _power(of_one) > ON_CHIP:
+    block_p = power_of_two(pixels)
+    if block_p * power_of_two(of_one) > ON_CHIP:
         return None
     taken = 1
-    while taken < groups and (taken * of_one * width < SECTOR or block_p * _power(taken * of_one) < TILE // 2):
-        block_c = _power(2 * taken * of_one)
+    while taken < groups and (taken * of_one * width < SECTOR or block_p * power_of_two(taken * of_one) < TILE // 2):
+        block_c = power_of_two(2 * taken * of_one)
         if block_c > MERGED or block_p * block_c > ON_CHIP:
             break
         taken *= 2
-    block_c = _power(taken * of_one)
-    return {"GROUPS": taken, "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": _warps(block_p * block_c)}
+    block_c = power_of_two(taken * of_one)
+    return {"GROUPS": taken, "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps(block_p * block_c)}
 
 
 def pixel_tiles(channels: int, pixels: int, width: int) -> dict[str, int]:
-    """Constants of a program that needs no whole group: a row of `ROW_BYTES` per pixel, more where pixels are few."""
-    row = min(_power(channels), ROW_BYTES // width)
-    block_p = min(_power(pixels), TILE // row)
-    block_c = min(_power(channels), TILE // block_p)
-    return {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": _warps(block_p * block_c)}
+    """Constants of a program that works on a tile: `ROW_BYTES` of channels per pixel, more if there are few pixels."""
+    row = min(power_of_two(channels), ROW_BYTES // width)
+    block_p = min(power_of_two(pixels), TILE // row)
+    block_c = min(power_of_two(channels), TILE // block_p)
+    return {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps(block_p * block_c)}
 
 
-def _power(n: int) -> int:
+def power_of_two(n: int) -> int:
+    """The smallest power of two >= n."""
     return 1 << (n - 1).bit_length()
 
 
-def _warps(elements: int) -> int:
-    """16 elements per thread of a warp of 32, up to 16 warps: beyond, a GPU with warps of 64 has no more threads."""
+def warps(elements: int) -> int:
+    """Warps of a program: 16 elements per thread, at most 16 warps (the limit where a warp has 64 threads)."""
     return min(max(elements // 512, 1), 16)
 
 
-def _modulation(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor | None, Tensor | None, int, int]:
-    """scale and shift with adjacent channels, and the distance of their rows: half of a wider tensor is not copied."""
+def modulation(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor | None, Tensor | None, int, int]:
+    """scale and shift with adjacent channels, and the strides of their rows. A half of a wider tensor is not copied."""
     if scale is None or shift is None:
         return None, None, 0, 0
     scale, shift = (value if value.stride(1) == 1 else value.contiguous() for value in (scale, shift))
@@ -307,7 +233,7 @@ def _modulation(scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor | No
 def forward_triton(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch one kernel where a group fits on chip, else partial moments, their merging, and the result."""
+    """Launch one kernel if a group fits on chip, else the moments, their merging, and the result."""
     batch, channels = x.shape[:2]
     n, pixels = sample_size(x), x.shape[2:].numel()
     mean, rstd = (x.new_empty(batch, groups, dtype=torch.float32) for _ in range(2))
@@ -316,7 +242,7 @@ def forward_triton(
     dense, last = dense_of(x)
     y = torch.empty_like(dense)
     weight, bias = weight.contiguous(), bias.contiguous()
-    scale, shift, *rows = _modulation(scale, shift)
+    scale, shift, *rows = modulation(scale, shift)
     shape = {"C": channels, "CG": channels // groups, "LAST": last}
     whole = whole_groups(channels, groups, pixels, x.element_size())
     if whole is not None:
@@ -332,50 +258,12 @@ def forward_triton(
     moments_kernel[(programs,)](
         dense, partial[0], partial[1], n, pixels, chunks, C=channels, LAST=shape["LAST"], **tiles
     )
-    block = min(TILE, _power(chunks * shape["CG"]))
+    block = min(TILE, power_of_two(chunks * shape["CG"]))
     merge_moments_kernel[(batch * groups,)](
         partial[0], partial[1], mean, rstd, pixels, chunks, eps, C=channels, CG=shape["CG"], BLOCK_P=tiles["BLOCK_P"],
-        BLOCK=block, num_warps=_warps(block),
+        BLOCK=block, num_warps=warps(block),
     )  # fmt: skip
     norm_apply_kernel[(programs,)](
         dense, mean, rstd, weight, bias, scale, shift, y, n, pixels, chunks, *rows, **shape, **tiles
     )
     return result_like(y, dense, x), mean, rstd
-
-
-def gradient_triton(
-    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None,
-    shift: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Launch the partial sums, their collection, and dx."""
-    batch, channels = x.shape[:2]
-    groups = mean.shape[1]
-    n, pixels = sample_size(x), x.shape[2:].numel()
-    sums = x.new_empty(2, batch, channels, dtype=torch.float32)
-    if not n:
-        return torch.empty_like(x), sums.zero_()
-    dense, last = dense_of(x)
-    grad = laid_out_like(grad, dense, last)
-    out = torch.empty_like(dense)
-    means = x.new_empty(2, batch, groups, dtype=torch.float32)
-    weight, bias = weight.contiguous(), bias.contiguous()
-    scale, shift, *rows = _modulation(scale, shift)
-    shape = {"C": channels, "CG": channels // groups}
-    tiles = pixel_tiles(channels, pixels, x.element_size())
-    chunks = -(-pixels // tiles["BLOCK_P"])
-    programs = batch * chunks * -(-channels // tiles["BLOCK_C"])
-    partial = x.new_empty(2, batch * chunks, channels, dtype=torch.float32)
-    where = {"LAST": last, **shape, **tiles}
-    affine = weight, bias, scale, shift
-    norm_sums_kernel[(programs,)](
-        grad, dense, mean, rstd, *affine, partial[0], partial[1], n, pixels, chunks, *rows, **where
-    )
-    block_c = min(_power(shape["CG"]), 128)
-    collect_sums_kernel[(2 * batch * groups,)](
-        partial, *affine, sums, means, batch, pixels, chunks, *rows, **shape,
-        BLOCK_K=min(_power(chunks), 2048 // block_c), BLOCK_C=block_c,
-    )  # fmt: skip
-    norm_gradient_kernel[(programs,)](
-        grad, dense, mean, rstd, means[0], means[1], *affine, out, n, pixels, chunks, *rows, **where
-    )
-    return result_like(out, dense, x), sums

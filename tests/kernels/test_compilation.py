@@ -1,21 +1,20 @@
-"""Every kernel compiles to machine code for GPUs that are not there, and keeps its budget.
+"""Every kernel compiles to machine code without a GPU, and stays within its budget.
 
-In a process of its own, since the interpreter and the compiler cannot share one.
+In a subprocess, since the interpreter and the compiler cannot share a process.
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks/static_cost.py"
 TARGETS = {"sm_80", "sm_90", "sm_100", "gfx942"}
 
-# Machine instructions per element on sm_90 at most; measured: a little less. H200's arithmetic and its memory are in
-# balance at 62 instructions per 8 bytes.
+# Machine instructions per element on sm_90 at most, slightly above the measured numbers. On an H200 arithmetic and
+# memory take the same time at 62 instructions per 8 bytes.
 BUDGETS = {
     ("diffuse", "noise drawn", "float32"): 50,
     ("diffuse", "noise drawn", "bfloat16"): 34,
@@ -27,6 +26,8 @@ BUDGETS = {
     ("eps_loss", "gradient, drawn", "bfloat16"): 34,
     ("sampler_step", "ancestral", "float32"): 50,
     ("sampler_step", "ancestral", "bfloat16"): 34,
+    ("sampler_step", "multistep", "float32"): 16,
+    ("sampler_step", "multistep", "bfloat16"): 20,
     ("reparameterize", "noise drawn", "float32"): 56,
     ("reparameterize", "noise drawn", "bfloat16"): 47,
     ("gaussian_log_ratio", "", "float32"): 26,
@@ -38,46 +39,39 @@ BUDGETS = {
 }
 
 
-@pytest.fixture(scope="module")
-def costs(tmp_path_factory):
-    path = tmp_path_factory.mktemp("static") / "costs.json"
+def costs_of_all(path: Path) -> list[dict]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, str(PROGRAM), "--brief", "--cached", "--json", str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(path.read_text())["rows"]
 
 
-def named(cost) -> str:
-    return f"{cost['kernel']}, {cost['variant']}, {cost['dtype']} on {cost['target']}"
+def faults(cost: dict) -> Iterator[str]:
+    """What is wrong with the machine code of one kernel on one target."""
+    if cost["spills"] or cost["stack"]:
+        yield f"{cost['spills']} spills, {cost['stack']} bytes of stack"
+    if not cost["aside"]:  # aligned data move 128 bits at a time, but for results of one number per program
+        if cost["store"] != 128 and not cost["reduces"]:
+            yield f"stores of {cost['store']} bits"
+        if cost["load"] != 128 and cost["kernel"] != "draw":
+            yield f"loads of {cost['load']} bits"
+    if cost["variant"] == "everything" and cost["target"].startswith("sm_") and not cost["keeps_nan"]:
+        yield "the clip does not keep NaN, which would hide that a network has diverged"
+    budget = BUDGETS.get((cost["kernel"], cost["variant"], cost["dtype"]))
+    if budget is not None and cost["target"] == "sm_90" and cost["instructions"] > budget:
+        yield f"{cost['instructions']} instructions per element, budget {budget}"
 
 
-def test_no_kernel_spills_or_has_a_stack(costs):
+def test_machine_code(tmp_path):
+    """One test, so that the kernels are compiled by one process of a parallel run."""
+    costs = costs_of_all(tmp_path / "costs.json")
     assert {cost["target"] for cost in costs} == TARGETS
-    for cost in costs:
-        assert cost["spills"] == cost["stack"] == 0, named(cost)
-
-
-def test_aligned_data_moves_128_bits_at_a_time(costs):
-    """But for results that are one number per program."""
-    for cost in costs:
-        if not cost["aside"]:
-            assert cost["store"] == 128 or cost["reduces"], named(cost)
-            assert cost["load"] == 128 or cost["kernel"] == "draw", named(cost)
-
-
-@pytest.mark.parametrize("budget", BUDGETS, ids=", ".join)
-def test_budget_of_instructions(budget, costs):
-    found = [c for c in costs if (c["kernel"], c["variant"], c["dtype"]) == budget and c["target"] == "sm_90"]
-    assert len(found) == 1
-    assert found[0]["instructions"] <= BUDGETS[budget]
-
-
-def test_a_clip_keeps_nan(costs):
-    """A clip that turned a NaN into a bound would hide a network that has diverged."""
-    clipped = [c for c in costs if c["variant"] == "everything" and c["target"].startswith("sm_")]
-    assert clipped
-    assert all(cost["keeps_nan"] for cost in clipped)
+    measured = {(c["kernel"], c["variant"], c["dtype"]) for c in costs if c["target"] == "sm_90"}
+    assert set(BUDGETS) <= measured
+    names = ("kernel", "variant", "dtype", "target")
+    found = [", ".join([*(cost[name] for name in names), fault]) for cost in costs for fault in faults(cost)]
+    assert not found, "\n".join(found)
 
 
 def test_every_kernel_is_measured():

@@ -1,4 +1,4 @@
-"""Gaussian latents against closed forms: collapsed posteriors, a distribution against itself, expectations."""
+"""`reparameterize` and `gaussian_log_ratio` against closed forms: collapsed posteriors, identical distributions."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_draws_have_the_moments_of_the_posterior():
 
 @pytest.mark.parametrize(("backend", "tolerance"), [("torch", 3e-6), ("interpreter", 3e-7)])
 def test_kl_of_a_collapsed_posterior_keeps_its_digits(backend, tolerance):
-    """Mean and logvar about 1e-3: e^v - v - 1 as written is off by 1e-3 there in float32."""
+    """Mean and logvar about 1e-3, where e^v - v - 1 as written has a relative error of 1e-3 in float32."""
     mean, logvar = data(2, 200, scale=1e-3), data(2, 200, seed=1, scale=1e-3)
     with use_backend(backend):
         _, kl = reparameterize(mean, logvar, Noise(5))
@@ -49,7 +49,7 @@ def test_kl_of_a_collapsed_posterior_keeps_its_digits(backend, tolerance):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("used", ["z", "kl"])
 def test_one_result_used_alone(used, backend):
-    """The gradient through one result, eager and compiled; through the KL alone no noise is drawn."""
+    """The gradient through one of the two results, eager and compiled. Through the KL alone no noise is drawn."""
 
     def loss(mean, logvar):
         z, kl = reparameterize(mean, logvar, Noise(5))
@@ -64,14 +64,14 @@ def test_one_result_used_alone(used, backend):
     mean, logvar = data(2, 3, 5).double(), data(2, 3, 5, seed=1).double()
     noise = (0.5 * logvar).exp() * Noise(5).normal((2, 3, 5)).double()
     expected = [2 * (mean + noise), (mean + noise) * noise] if used == "z" else [mean, 0.5 * torch.expm1(logvar)]
-    for given in gradients:
-        for ours, exact in zip(given, expected, strict=True):
+    for found in gradients:
+        for ours, exact in zip(found, expected, strict=True):
             torch.testing.assert_close(ours.double(), exact, rtol=4e-6, atol=4e-6)  # the noise's own error
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_noise_is_drawn_again_in_the_gradient(backend):
-    """d sum(z) / d logvar is half the noise that z shows."""
+    """d sum(z) / d logvar is half the noise in z."""
     mean, logvar = data(2, 3, 19), torch.zeros(2, 3, 19, requires_grad=True)
     with use_backend(backend):
         z, _ = reparameterize(mean, logvar, Noise(5, 6, 7, 8))
@@ -90,7 +90,7 @@ def test_log_ratio_of_a_distribution_to_itself_is_zero(backend):
 
 
 def test_expected_log_ratio_is_the_analytic_kl():
-    """Over 20000 draws from q, within 4.5 standard errors; and draw by draw what torch's densities say."""
+    """The mean over 20000 draws from q, within 4.5 standard errors; each draw agrees with torch's densities."""
     mean_q, logvar_q, mean_p, logvar_p = wide = [data(6, seed=k).expand(20000, 6) for k in range(4)]
     q, p = (Normal(m.double(), (0.5 * v.double()).exp()) for m, v in ((mean_q, logvar_q), (mean_p, logvar_p)))
     z, _ = reparameterize(mean_q, logvar_q, Noise(9))
@@ -102,7 +102,7 @@ def test_expected_log_ratio_is_the_analytic_kl():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_extreme_variances_stay_finite(backend):
-    """Log-variances of ±30, where e^{-logvar} is 1e13: right to rounding."""
+    """Log-variances of ±30, where e^{-logvar} is 1e13, are exact up to rounding."""
     logvar = torch.tensor([[-30.0], [30.0], [-30.0], [30.0]])
     other = torch.tensor([[-30.0], [-30.0], [30.0], [30.0]])
     z, mean_q, mean_p = (data(4, 1, seed=k) for k in range(3))

@@ -1,8 +1,8 @@
-"""GroupNorm + SiLU against float64: three ways to compute it, any channels and groups, any layout, hard statistics.
+"""GroupNorm + SiLU against float64: three implementations, any channels and groups, any layout, extreme statistics.
 
-Errors are relative to the largest entry of the float64 result; the tolerances are a little above the measured ones.
+Errors are relative to the largest entry of the float64 result, and tolerances are slightly above the measured errors.
 Measured in float32: 9.3e-7, and 4e-6 for the gradients to weight and bias of images of 200 × 200. At mean 1000 and
-standard deviation 1 float32 itself is left with four digits: values 7e-5, gradients 3e-4.
+standard deviation 1, where float32 data have four digits: values 7e-5, gradients 3e-4.
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ import oracle
 import pytest
 import torch
 from fastdiff_kernels import group_norm_kernels, group_norm_silu, use_backend
+from fastdiff_kernels.group_norm_gradient import gradient_triton
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -63,13 +64,13 @@ def ours(path: str, tensors: list[Tensor], groups: int, upstream: Tensor, **othe
         return run(group_norm_silu, tensors, groups, upstream, **others)
 
 
-def error(given: Tensor, exact: Tensor) -> float:
-    assert given.shape == exact.shape
-    return float((given.double() - exact).abs().max() / exact.abs().max().clamp(min=1.0)) if exact.numel() else 0.0
+def error(found: Tensor, exact: Tensor) -> float:
+    assert found.shape == exact.shape
+    return float((found.double() - exact).abs().max() / exact.abs().max().clamp(min=1.0)) if exact.numel() else 0.0
 
 
-def assert_close(path: str, given: list[Tensor], exact: list[Tensor]) -> None:
-    for value, expected in zip(given, exact, strict=True):
+def assert_close(path: str, found: list[Tensor], exact: list[Tensor]) -> None:
+    for value, expected in zip(found, exact, strict=True):
         truncated = path == "interpreter" and value.dtype == torch.bfloat16
         allowed = TOLERANCES[value.dtype] * (2.0 if truncated else 1.0)
         assert error(value, expected) <= allowed
@@ -79,52 +80,53 @@ def assert_close(path: str, given: list[Tensor], exact: list[Tensor]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("path", PATHS)
 def test_values_and_gradients(path, dtype, layout):
-    for shape, groups in ONE_KERNEL:
-        for modulated in (False, True):
+    every = path == "torch" or dtype == torch.float32  # the interpreter is slow, and casts alike at any shape
+    for place, (shape, groups) in enumerate(ONE_KERNEL if every else ONE_KERNEL[:4]):
+        for modulated in (False, True) if path == "torch" else (place % 2 == 0,):
             tensors = arguments(shape, dtype, layout, modulated)
             upstream = draw(*shape, seed=9).to(dtype)
-            given = ours(path, tensors, groups, upstream)
+            found = ours(path, tensors, groups, upstream)
             exact = run(oracle.group_norm_silu, [t.double() for t in tensors], groups, upstream)
-            assert given[0].stride() == torch.empty_like(tensors[0]).stride()
-            assert [g.dtype for g in given] == [dtype, *(t.dtype for t in tensors)]
-            assert_close(path, given, exact)
+            assert found[0].stride() == torch.empty_like(tensors[0]).stride()
+            assert [g.dtype for g in found] == [dtype, *(t.dtype for t in tensors)]
+            assert_close(path, found, exact)
 
 
 @pytest.mark.parametrize("layout", ["channels last", "contiguous"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_groups_that_do_not_fit_on_chip(dtype, layout):
-    """Values, and the gradients to x, scale and shift; those to weight and bias are long sums that nearly cancel."""
-    for shape, groups in TILES:
+    """Values, and the gradients to x, scale and shift. Those to weight and bias are long sums that nearly cancel."""
+    for shape, groups in TILES if dtype == torch.float32 else TILES[:1]:
         tensors = arguments(shape, dtype, layout)
         assert (
             group_norm_kernels.whole_groups(shape[1], groups, tensors[0][0, 0].numel(), tensors[0].element_size())
             is None
         )
         upstream = draw(*shape, seed=9).to(dtype)
-        given = ours("interpreter", tensors, groups, upstream)
+        found = ours("interpreter", tensors, groups, upstream)
         exact = run(oracle.group_norm_silu, [t.double() for t in tensors], groups, upstream)
-        assert_close("interpreter", [*given[:2], *given[4:]], [*exact[:2], *exact[4:]])
-        for value, expected in zip(given[2:4], exact[2:4], strict=True):
+        assert_close("interpreter", [*found[:2], *found[4:]], [*exact[:2], *exact[4:]])
+        for value, expected in zip(found[2:4], exact[2:4], strict=True):
             assert error(value, expected) < 5e-6
 
 
 @pytest.mark.parametrize("layout", ["channels last", "contiguous"])
 @pytest.mark.parametrize("path", [*PATHS, "tiles"])
-def test_a_large_mean_does_not_drown_the_variance(path, layout, monkeypatch):
-    """E[x²] - E[x]² of numbers about 1000 has no digit left in float32."""
+def test_the_variance_at_a_large_mean(path, layout, monkeypatch):
+    """E[x²] - E[x]² of numbers about 1000 has no correct digit in float32."""
     if path == "tiles":
         monkeypatch.setattr(group_norm_kernels, "ON_CHIP", 0)
     shape, groups = (2, 24, 16, 16), 4
     tensors, upstream = arguments(shape, layout=layout, mean=1000.0), draw(*shape, seed=9)
-    given = ours("interpreter" if path == "tiles" else path, tensors, groups, upstream)
+    found = ours("interpreter" if path == "tiles" else path, tensors, groups, upstream)
     exact = run(oracle.group_norm_silu, [t.double() for t in tensors], groups, upstream)
-    assert error(given[0], exact[0]) < 1e-4
-    for value, expected in zip(given[1:], exact[1:], strict=True):
+    assert error(found[0], exact[0]) < 1e-4
+    for value, expected in zip(found[1:], exact[1:], strict=True):
         assert error(value, expected) < 5e-4
 
 
-def test_both_ways_of_the_kernels_agree(monkeypatch):
-    tensors, upstream = arguments((3, 10, 13, 7), layout="contiguous"), draw(3, 10, 13, 7, seed=9)
+def test_whole_groups_and_tiles_agree(monkeypatch):
+    tensors, upstream = arguments((2, 10, 13, 7), layout="contiguous"), draw(2, 10, 13, 7, seed=9)
     whole = ours("interpreter", tensors, 5, upstream)
     monkeypatch.setattr(group_norm_kernels, "ON_CHIP", 0)
     for value, expected in zip(ours("interpreter", tensors, 5, upstream), whole, strict=True):
@@ -134,22 +136,22 @@ def test_both_ways_of_the_kernels_agree(monkeypatch):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout(layout, path):
-    """The same numbers as for a contiguous x, in the layout that `empty_like` gives; the gradient comes in any, too."""
+    """The same numbers as for a contiguous x, in the layout of `empty_like`, for any layout of the gradient."""
     tensors = arguments((2, 6, 4, 5), layout=layout)
     plain = [t.contiguous() for t in tensors]
     upstream = draw(2, 6, 4, 5, seed=9)
     expected = ours(path, plain, 3, upstream)
     for there in (upstream, LAYOUTS["channels last"](upstream), upstream[:1, :1].expand(2, 6, 4, 5)):
-        given = ours(path, tensors, 3, there)
-        assert given[0].stride() == torch.empty_like(tensors[0]).stride()
-        torch.testing.assert_close(given[0], expected[0], rtol=1e-6, atol=1e-6)
+        found = ours(path, tensors, 3, there)
+        assert found[0].stride() == torch.empty_like(tensors[0]).stride()
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=1e-6)
         if there.is_contiguous():
-            for value, wanted in zip(given[1:], expected[1:], strict=True):
+            for value, wanted in zip(found[1:], expected[1:], strict=True):
                 torch.testing.assert_close(value, wanted, rtol=1e-6, atol=3e-6)
 
 
 class Copies(TorchDispatchMode):
-    """The copies made of data of a given size."""
+    """Records the copies of data of one size."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -170,7 +172,7 @@ def test_no_copy_of_dense_data(layout, on_chip, monkeypatch):
     grad = torch.ones_like(x)
     with Copies(x.numel()) as copies:
         _, mean, rstd = group_norm_kernels.forward_triton(x, 3, weight, bias, None, None, 1e-5)
-        group_norm_kernels.gradient_triton(grad, x, mean, rstd, weight, bias, None, None)
+        gradient_triton(grad, x, mean, rstd, weight, bias, None, None)
     assert copies.seen == []
 
 
@@ -182,26 +184,26 @@ def test_nan_and_inf_spread_over_their_group_only(path, value, monkeypatch):
     x, weight, bias, *_ = arguments((2, 8, 3, 3))
     x[1, 3, 1, 2] = value
     with np.errstate(all="ignore"):
-        y, by_x, *_ = ours("interpreter" if path == "tiles" else path, [x, weight, bias], 4, torch.ones(2, 8, 3, 3))
+        y, grad_x, *_ = ours("interpreter" if path == "tiles" else path, [x, weight, bias], 4, torch.ones(2, 8, 3, 3))
     hit = torch.zeros(2, 8, 3, 3, dtype=torch.bool)
     hit[1, 2:4] = True
-    for result in (y, by_x):
+    for result in (y, grad_x):
         assert torch.equal(result.isnan(), hit)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_nothing_and_single_pixels(path):
+def test_no_elements_and_single_pixels(path):
     for shape in ((0, 4, 3, 3), (2, 4, 0, 3), (0, 4)):
         tensors = arguments(shape, layout="contiguous")
-        y, by_x, *others = ours(path, tensors, 2, torch.empty(shape))
-        assert y.shape == by_x.shape == shape
+        y, grad_x, *others = ours(path, tensors, 2, torch.empty(shape))
+        assert y.shape == grad_x.shape == shape
         assert all(not gradient.any() for gradient in others)
     for shape in ((2, 4, 1, 1), (2, 4)):  # a group of one element: xhat is 0
         x, weight, bias, *_ = arguments(shape)
-        y, by_x, *_ = ours(path, [x, weight, bias], 4, torch.ones(shape))
+        y, grad_x, *_ = ours(path, [x, weight, bias], 4, torch.ones(shape))
         expected = torch.nn.functional.silu(bias).view(1, 4, *[1] * (len(shape) - 2)).expand(shape)
         torch.testing.assert_close(y, expected)
-        assert by_x.abs().max() < 1e-4  # rounding, times an rstd of 316
+        assert grad_x.abs().max() < 1e-4  # rounding, times an rstd of 316
 
 
 def test_compiles_without_a_break():
@@ -218,7 +220,7 @@ def test_compiles_without_a_break():
 
 
 def test_programs_take_groups_until_a_sector_is_full():
-    """For typical sizes; and never more than a program holds, for any."""
+    """For typical sizes; and for any size no more than a program can hold."""
     for dtype, expected in ((torch.float32, 2), (torch.bfloat16, 4)):
         chosen = group_norm_kernels.whole_groups(128, 32, 1024, dtype.itemsize)
         assert chosen is not None
@@ -235,34 +237,3 @@ def test_programs_take_groups_until_a_sector_is_full():
                 assert taken * channels // groups <= c
                 assert p * c <= group_norm_kernels.ON_CHIP
                 assert taken == 1 or c <= group_norm_kernels.MERGED
-
-
-def test_a_sample_that_is_too_large():
-    x = torch.zeros(1, 1, 1).expand(1, 2, 2**30)
-    with use_backend("interpreter"), pytest.raises(ValueError, match="holds 2147483648 elements; allowed: fewer than"):
-        group_norm_silu(x, 1, torch.ones(2), torch.ones(2))
-
-
-X, ONES, TABLE = torch.zeros(2, 6, 4, 5), torch.ones(6), torch.zeros(2, 6)
-WRONG = {
-    "x has dtype torch.float64": lambda: group_norm_silu(X.double(), 3, ONES, ONES),
-    r"x has shape \(6,\); allowed: at least 2 dimensions": lambda: group_norm_silu(X[0, :, 0, 0], 3, ONES, ONES),
-    "groups is 4 for 6 channels; allowed: a divisor": lambda: group_norm_silu(X, 4, ONES, ONES),
-    "groups is 0 for 6 channels": lambda: group_norm_silu(X, 0, ONES, ONES),
-    "groups is 1 for 0 channels": lambda: group_norm_silu(X[:, :0], 1, ONES[:0], ONES[:0]),
-    "groups is a float; allowed: an int": lambda: group_norm_silu(X, 2.0, ONES, ONES),
-    r"weight has shape \(5,\); allowed: \(6,\)": lambda: group_norm_silu(X, 3, ONES[:5], ONES),
-    "bias is dtype torch.float16; allowed: a torch.float32": lambda: group_norm_silu(X, 3, ONES, ONES.half()),
-    "bias is on meta": lambda: group_norm_silu(X, 3, ONES, ONES.to("meta")),
-    "both scale and shift, or neither": lambda: group_norm_silu(X, 3, ONES, ONES, TABLE),
-    "scale is a float": lambda: group_norm_silu(X, 3, ONES, ONES, 1.0, TABLE),
-    r"shift is \(2, 5\) on cpu; allowed: \(2, 6\)": lambda: group_norm_silu(X, 3, ONES, ONES, TABLE, TABLE[:, :5]),
-    "scale is torch.float16; allowed: torch.float32 or": lambda: group_norm_silu(X, 3, ONES, ONES, TABLE.half(), TABLE),
-    "eps is -1.0; allowed: a number >= 0": lambda: group_norm_silu(X, 3, ONES, ONES, eps=-1.0),
-}
-
-
-@pytest.mark.parametrize("message", WRONG)
-def test_wrong_arguments(message):
-    with pytest.raises((TypeError, ValueError), match=f"group_norm_silu: .*{message}"):
-        WRONG[message]()

@@ -1,7 +1,7 @@
-"""Drawn shapes, layouts and dtypes: every operation in the interpreter against float64, values and gradients.
+"""Random shapes, layouts and dtypes: values and gradients of every operation in the interpreter, against float64.
 
-Every example runs under the guard, with NaN around every input: nothing is touched outside, all outputs are written
-once. The results have the dtypes and strides that the operation promises to a compiler.
+Every example runs under the guard, with NaN around every input: nothing is accessed outside, and all outputs are
+written once. The results have the dtypes and strides that the fake implementation promises to a compiler.
 """
 
 import math
@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
-DRAWING = [name for name in EVERY_CASE if "draw" in name]  # their programs take ten times as long
-EXAMPLES = max(12, 800 // (len(EVERY_CASE) + 2 * len(DRAWING)))  # of a case: more cases take no more time
-CHANNELLED = ("fourier", "group_norm")  # at least a channel; and each costs programs
+DRAWING = [name for name in EVERY_CASE if "draw" in name]  # their programs take ten times as long to interpret
+EXAMPLES = max(12, 800 // (len(EVERY_CASE) + 2 * len(DRAWING)))  # per case: more cases take no more time
+CHANNELLED = ("fourier", "group_norm")  # they need a channel, and each channel costs programs
 NORMAL_ERROR = 4e-6  # of a drawn normal, by its contract
 SMALL = (0, 1, 2, 3, 5, 7, 11, 13)
-AROUND_BLOCKS = (  # of 15 to 65 elements, as small samples have, and of BLOCK; and several
+AROUND_BLOCKS = (  # sizes near a block of 16 to 64 elements, near BLOCK, and of several blocks
     (15,), (16,), (17,), (2, 8), (31,), (1, 3, 11), (64,), (5, 13), (3, 11, 31), (4, 16, 16), (5, 5, 41),
     (BLOCK - 1,), (BLOCK,), (BLOCK + 1,), (2, BLOCK), (1, 2 * BLOCK + 1), (1, 37, 83), (2, 2, 769),
 )  # fmt: skip
@@ -30,7 +30,7 @@ BORDERS = ((0, 3), (2, 1), (2, 3, 0), (2, 1, BLOCK - 1), (2, 1, BLOCK), (2, 1, B
 
 @st.composite
 def shapes(draw) -> tuple[int, ...]:
-    """Samples of one to three dimensions, with and without elements; rarely of several blocks, and then few."""
+    """Samples of one to three dimensions, with and without elements; sometimes a few samples of several blocks."""
     if draw(st.integers(0, 3)):
         inner = tuple(draw(st.lists(st.sampled_from(SMALL), min_size=1, max_size=3)))
         return (draw(st.integers(0, 3)), *(inner if math.prod(inner) < 300 else inner[:2]))
@@ -40,7 +40,7 @@ def shapes(draw) -> tuple[int, ...]:
 
 @st.composite
 def arguments(draw, name):
-    """A case's tensors, each in a layout and its data in a dtype of its own; and the layout of upstream gradients."""
+    """The tensors of a case, each in its own layout and dtype, and the layout of the upstream gradients."""
     shape = draw(shapes())
     if name.startswith(CHANNELLED) and not 1 <= shape[1] <= 4:
         shape = (shape[0], draw(st.integers(1, 4)), *shape[2:])
@@ -58,7 +58,7 @@ def arguments(draw, name):
 
 
 def exactly(case, tensors, upstream, change=0.0):
-    """Values and gradients in float64, every number changed by that part of it, up or down."""
+    """Values and gradients in float64, with every number changed by the relative ``change``, up or down."""
 
     def wide(t):
         t = t.double()
@@ -70,14 +70,14 @@ def exactly(case, tensors, upstream, change=0.0):
 
 
 def rounding(dtype):
-    """What test_operations allows in the interpreter, relative to the largest entry."""
+    """The tolerance of test_operations for the interpreter, relative to the largest entry."""
     return UNIT[dtype] * (2.0 if dtype == torch.bfloat16 else 1.0)
 
 
 def check_close(name, found, tensors, upstream):
-    """Rounding as in test_operations; for sums over a sample also what they lose where their terms cancel.
+    """Rounding as in test_operations; for sums over a sample also the loss where their terms cancel.
 
-    That is measured by what changes of half a unit in the last place of every number do to the result, times 16: the
+    That loss is the effect of a change of half a unit in the last place of every number, times 16, since the
     interpreter adds up the rows of a block one after the other.
     """
     case, error = EVERY_CASE[name], NORMAL_ERROR if name in DRAWING else 0.0
@@ -98,14 +98,14 @@ def check_close(name, found, tensors, upstream):
 
 
 def check_promises(case, tensors, values, gradients):
-    """Shapes, dtypes and strides are those of the fake implementation; a gradient has the dtype of its argument."""
+    """Shapes, dtypes and strides are those of the fake implementation. A gradient has the dtype of its argument."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = case.ours(*(mode.from_tensor(t) for t in tensors))
     fake = [t for t in (fake if isinstance(fake, tuple) else (fake,)) if t is not None]
     for value, promised in zip(values, fake, strict=True):
         assert value.dtype == promised.dtype
         assert value.shape == promised.shape
-        if value.numel():  # the stride of a single element means nothing
+        if value.numel():  # the stride of a dimension of size 1 is meaningless
             wide = [k for k, size in enumerate(value.shape) if size > 1]
             assert [value.stride(k) for k in wide] == [promised.stride(k) for k in wide]
     for k, gradient in zip(case.differentiable, gradients, strict=True):
@@ -114,7 +114,7 @@ def check_promises(case, tensors, values, gradients):
 
 
 def check_case(name, tensors, layout):
-    """Run a case on the tensors, the upstream gradients in the layout, and check all there is to check."""
+    """Run a case on the tensors, with upstream gradients in the layout, and check accesses, promises and values."""
     case, upstream = EVERY_CASE[name], []
 
     def place(gradient):
@@ -142,6 +142,6 @@ def test_any_shape_layout_and_dtype(name):
 @pytest.mark.parametrize("shape", BORDERS, ids=str)
 @pytest.mark.parametrize("name", EVERY_CASE)
 def test_borders(name, shape):
-    """What no draw may miss."""
+    """Sizes that must not be left to chance."""
     tensors = [surrounded(t) for t in EVERY_CASE[name].make(shape, torch.float32)]
     check_case(name, tensors, "contiguous")

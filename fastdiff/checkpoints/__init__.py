@@ -1,0 +1,6 @@
+"""Loading of models: embedded ones, checkpoint folders, training runs."""
+
+from ..io.folders import CheckpointError
+from .load import RUNS, checkpoint_path, embedded_names, last_checkpoint, load, model_from
+
+__all__ = ["RUNS", "CheckpointError", "checkpoint_path", "embedded_names", "last_checkpoint", "load", "model_from"]

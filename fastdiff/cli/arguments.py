@@ -1,0 +1,112 @@
+"""What the commands share: reading and checking arguments before the work begins, and writing pictures."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastdiff_kernels.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from ..diffusion import Sampler
+    from ..models import Degradation
+
+
+def check_picture(path: Path) -> None:
+    """Check that a picture can be written to a path.
+
+    Raises:
+        InvalidValueError: a folder that does not exist or cannot be written, or an unknown file extension.
+    """
+    from PIL import Image
+
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InvalidValueError(f"--out must be in a folder that exists and can be written, got {path}")
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise InvalidValueError(f"--out must end in .png or another extension of a picture, got {path}")
+
+
+def write_picture(image: "Image.Image", path: Path) -> None:
+    """Write a picture.
+
+    Raises:
+        InvalidValueError: the file cannot be written.
+    """
+    try:
+        image.save(path)
+    except OSError as error:
+        raise InvalidValueError(f"{path} cannot be written: {error}") from error
+
+
+def sampler_of(name: str, **options: Any) -> "Sampler":
+    """Return the sampler of a name with the options that are set, those that are not None or False.
+
+    Raises:
+        InvalidValueError, ConfigError: an unknown name, an option that the sampler does not have, or its value.
+    """
+    import attrs
+
+    from ..diffusion import as_sampler
+
+    kind = type(as_sampler(name))
+    known = [field.name for field in attrs.fields(kind)]
+    used = {option: value for option, value in options.items() if value is not None and value is not False}
+    for option in used:
+        if option not in known:
+            flags = ", ".join(flag(each) for each in known)
+            raise InvalidValueError(f"{flag(option)} is no option of the sampler {name}, whose options are {flags}")
+    return kind(**used)
+
+
+def flag(name: str) -> str:
+    """Return the flag of an option."""
+    return "--" + name.replace("_", "-")
+
+
+def parse_degradation(text: str) -> "Degradation":
+    """Read ``down-FACTOR`` or ``noise-DEVIATION``.
+
+    Raises:
+        InvalidValueError: another form.
+        ConfigError: a factor or a deviation that is out of range.
+    """
+    kind, _, value = text.partition("-")
+    if kind == "down" and value.isdecimal():
+        from ..models import Downsample
+
+        return Downsample(factor=int(value))
+    if kind == "noise" and is_number(value):
+        from ..models import AddNoise
+
+        return AddNoise(deviation=float(value))
+    raise InvalidValueError(f"--degradation must be down-FACTOR or noise-DEVIATION, such as down-2, got {text!r}")
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def parse_counts(name: str, text: str) -> list[int]:
+    """Read integers >= 1, separated by commas.
+
+    Raises:
+        InvalidValueError: anything else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise InvalidValueError(f"{flag(name)} must be integers >= 1, separated by commas, got {text!r}")
+    return [int(part) for part in parts]
+
+
+def default_device() -> "torch.device":
+    """Return the GPU if there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

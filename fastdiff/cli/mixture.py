@@ -1,0 +1,93 @@
+"""The command ``mixture``."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+from fastdiff_kernels.errors import InvalidValueError
+
+from .arguments import default_device, parse_counts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..models import Model
+    from ..sampling import LatentMixture
+
+
+@dataclass
+class Mixture:
+    """Fit Gaussian mixtures to a VAE's latents of the training images; keep the best on the held-out images."""
+
+    model: tyro.conf.Positional[str]
+    """Run folder or checkpoint folder of a VAE or a DiffuseVAE."""
+    components: str = "1,2,5,10,20"
+    """Numbers of components to try, separated by commas."""
+    data: str = "digits"
+    """Data set that the model was trained on."""
+    seed: int = 0
+    """Of the latents that are drawn and of the fits."""
+    out: Path = Path("mixture")
+    """Folder to write; `fastdiff sample MODEL --mixture FOLDER` draws from it."""
+
+    def run(self) -> int:
+        """Fit, print log densities and write the mixture."""
+        components = sorted(set(parse_counts("components", self.components)))
+
+        from ..checkpoints import load
+        from ..data import load_dataset
+        from ..sampling.mixtures import draw_latents, is_mixture, scikit_learn
+        from ..training.batches import check_fit
+
+        scikit_learn()  # raises before the work
+        if self.out.exists() and not is_mixture(self.out):
+            raise InvalidValueError(f"--out must be a new folder or that of a mixture, got {self.out}")
+        if not os.access(self.out.parent, os.W_OK):
+            raise InvalidValueError(f"--out must be in a folder that can be written, got {self.out}")
+        autoencoder = load(self.model).to(default_device()).autoencoder
+        data = load_dataset(self.data)
+        check_fit(autoencoder, data)
+        if components[-1] > len(data.train_images):
+            raise InvalidValueError(f"--components must be <= {len(data.train_images)}, got {components[-1]}")
+        held_out = draw_latents(autoencoder, data.test_images, self.seed)
+        latents = draw_latents(autoencoder, data.train_images, self.seed)
+        print(f"mean log density of the latents z_1 of {data.name}, in nats")
+        print(f"{'components':>10}  {'training':>9}  {'held-out':>9}")
+        best = self.best(autoencoder, components, latents, held_out)
+        best.save(self.out)
+        print(f"wrote {self.out} ({best.components} components)")
+        return 0
+
+    def best(
+        self, autoencoder: "Model", components: list[int], latents: "Tensor", held_out: "Tensor"
+    ) -> "LatentMixture":
+        """Fit all numbers of components, print their log densities, and return the best on held-out latents."""
+        import torch
+
+        from ..sampling.mixtures import MixtureError, fit_latents, fitted_to
+
+        prior = -math.inf  # of a deeper chain the prior of z_1 is not N(0, I)
+        if autoencoder.T == 1:
+            prior = float(torch.distributions.Normal(0.0, 1.0).log_prob(held_out.double()).sum(1).mean())
+            print(f"{'N(0, I)':>10}  {'':>9}  {prior:9.3f}", flush=True)
+        best: tuple[float, LatentMixture] | None = None
+        for number in components:
+            try:
+                mixture = fit_latents(latents, number, self.seed, fitted_to(autoencoder))
+            except MixtureError as error:
+                print(f"{number:>10}  {error}", flush=True)
+                continue
+            nats = float(mixture.log_density(held_out).mean())
+            print(f"{number:>10}  {(mixture.fitted_to or {})['nats']:9.3f}  {nats:9.3f}", flush=True)
+            if best is None or nats > best[0]:
+                best = nats, mixture
+        if best is None:
+            raise MixtureError(f"none of --components {self.components} could be fitted")
+        if best[0] < prior:
+            raise MixtureError(
+                f"the best of --components {self.components} is worse than the prior on held-out latents"
+            )
+        return best[1]

@@ -1,0 +1,74 @@
+"""The command ``reconstruct``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+from fastdiff_kernels.errors import InvalidValueError
+
+from .arguments import check_picture, default_device, parse_degradation, write_picture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Reconstruct:
+    """Write held-out images, the images that reconstruction starts from, and the reconstructions; print PSNR."""
+
+    model: tyro.conf.Positional[str]
+    """Run folder or checkpoint folder of a VAE, a DiffuseVAE or a restoration model."""
+    n: int = 12
+    """Number of images."""
+    degradation: str | None = None
+    """What to restore from: down-2, down-4 or noise-0.5, for instance; a restoration model has its own."""
+    data: str = "digits"
+    """Data set whose held-out images are taken."""
+    steps: int | None = None
+    """Sampler steps of the diffusion, 250 by default; a VAE has none."""
+    sampler: str = "ancestral"
+    """ancestral, ddim, dpm-solver or heun."""
+    seed: int = 0
+    """Of the degradation's noise and of the samples."""
+    out: Path = Path("reconstructions.png")
+    """Picture to write."""
+
+    def run(self) -> int:
+        """Reconstruct, print and draw."""
+        check_picture(self.out)
+        degradation = None if self.degradation is None else parse_degradation(self.degradation)
+
+        import torch
+
+        from ..checkpoints import load
+        from ..data import load_dataset
+        from ..evaluation import psnr
+        from ..io.pictures import image_grid, to_uint8
+        from ..sampling import reconstruct
+        from ..training.batches import check_fit
+
+        model = load(self.model).to(default_device())
+        data = load_dataset(self.data)
+        check_fit(model, data)
+        if not 1 <= self.n <= len(data.test_images):
+            raise InvalidValueError(f"--n must be in 1 .. {len(data.test_images)}, the held-out images, got {self.n}")
+        images = data.test_images[: self.n]
+        result = reconstruct(model, images, degradation, self.steps, self.sampler, self.seed, progress=True)
+        rows, names = [to_uint8(images, data.levels)], ["images"]
+        if result.start is not None:
+            degraded = degradation is not None or "z" not in model.latent_variables
+            names.append("degraded images" if degraded else "reconstructions of the first stage")
+            print(_psnr(names[-1], psnr(images, result.start, data.levels)))
+            rows.append(to_uint8(model.to_levels(result.start), data.levels))
+        names.append("reconstructions")
+        print(_psnr(names[-1], psnr(images, result.images, data.levels)))
+        rows.append(to_uint8(result.images, data.levels))
+        write_picture(image_grid(torch.cat(rows), columns=len(images)), self.out)
+        print(f"wrote {self.out} ({len(images)} columns; rows: {', '.join(names)})")
+        return 0
+
+
+def _psnr(name: str, values: "Tensor") -> str:
+    error = f" ± {float(values.std()) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"PSNR of the {name}: {float(values.mean()):.2f}{error} dB"

@@ -1,0 +1,16 @@
+"""The table of bits per dimension that ``evaluate`` and ``train`` print."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..evaluation import Evaluation
+
+TABLE_HEAD = f"{'T':>8}  {'bits/dim':>9}  {'± s.e.':>7}  {'recon':>8}  {'prior':>8}  {'diffusion':>9}"
+
+
+def format_row(evaluation: "Evaluation") -> str:
+    """Return a line of the table: bits per dimension, its standard error, and its three terms."""
+    row = evaluation.row()
+    T = "inf" if row["T"] is None else str(row["T"])
+    terms = f"{row['recon']:8.4f}  {row['prior']:8.4f}  {row['diffusion']:9.4f}"
+    return f"{T:>8}  {row['bpd']:9.4f}  {row['se']:7.4f}  {terms}"

@@ -1,0 +1,168 @@
+"""Bits per dimension of a data set, independent of the batch size, with the standard error over the images."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..diffusion import Vlb
+from ..kernels import InvalidValueError, Noise
+from ..models import Model, check_model, evaluating
+from .batches import Batches, check_data
+from .ode import check_integrator, ode_nats
+
+OWN = "own"  # the model's own number of steps
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The bound over a data set: the terms of every image in bits per dimension, float64 [N], averaged over the draws.
+
+    T is the number of steps, None for continuous time.
+    """
+
+    bpd: Vlb
+    T: int | None
+
+    @property
+    def mean(self) -> float:
+        """Mean bits per dimension over the images."""
+        return float(self.bpd.total.double().mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean over the images; it includes the error of the draws."""
+        return standard_error(self.bpd.total)
+
+    def row(self) -> dict[str, float | int | None]:
+        """Return the figures of a table: T, bpd, its standard error, and the three terms."""
+        terms = {name: float(getattr(self.bpd, name).double().mean()) for name in ("recon", "prior", "diffusion")}
+        return {"T": self.T, "bpd": self.mean, "se": self.standard_error, **terms}
+
+
+def standard_error(values: Tensor) -> float:
+    """Return the standard error of the mean of [N]; NaN for one value."""
+    return float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+@torch.no_grad()
+def evaluate(
+    model: Model,
+    images: Tensor,
+    labels: Tensor | None = None,
+    T: int | str | None = OWN,
+    draws: int = 16,
+    seed: int = 0,
+    batch_size: int = 512,
+    exact: bool = False,
+    progress: bool = False,
+) -> Evaluation:
+    """Evaluate the bound on every image, ``draws`` times each, at times stratified over all images and draws.
+
+    Draw r of image i is sample r · N + i of one global batch of N · draws samples, so the result depends on the seed
+    and not on the batch size. The draws of one image are evenly spaced in time.
+
+    Args:
+        model: any model of the family. It is evaluated in eval mode, and its mode restored.
+        images: uint8 [N, C, H, W], N >= 1.
+        labels: int64 [N] for a class-conditional bound, or None. The labels after the classes are allowed: "no label",
+            and "augmented" for a model with that label.
+        T: number of steps of the bound; None for continuous time; ``"own"`` for the model's own.
+        draws, batch_size: >= 1.
+        seed: of all draws.
+        exact: compute the diffusion term as the sum over all steps of the chain, with one draw of z_t each, instead of
+            ``draws`` of its terms. This calls the network T times per image and needs a finite T.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: images or labels that do not fit the model, no images, numbers out of
+            range, exact in continuous time or for a VAE.
+        ScheduleError: the schedule of the model is not increasing.
+    """
+    model = check_model("evaluate", model)
+    T, num_transitions = check_bound(model, T, exact)
+    rounds = draws + (num_transitions or 0 if exact else 0)
+    check_data(model, images, labels, draws, batch_size, rounds)
+    model.check_schedule()
+    count = len(images)
+    batches = Batches(images, labels, seed, batch_size, model.device)
+
+    def bound(x: Tensor, y: Tensor | None, noise: Noise) -> Sequence[Tensor]:
+        vlb = model.vlb(x, noise, T, labels=y, total=count * draws)
+        return vlb.recon, vlb.prior, vlb.diffusion
+
+    title = f"bound at T = {'inf' if T is None else T}"
+    with evaluating(model), _bar(count * rounds, title, progress) as bar:
+        if exact and num_transitions is not None:
+            ends = batches.mean(draws, lambda x, y, noise: model.end_terms(x, noise, y), bar)
+            terms = [*ends, *_exact_diffusion(model, batches, num_transitions, bar)]
+        else:
+            terms = batches.mean(draws, bound, bar)
+    return Evaluation(Vlb(*terms).bpd(model.dims), T)
+
+
+def _bar(total: int, title: str, progress: bool) -> tqdm:
+    return tqdm(total=total, unit="img", desc=title, disable=not progress, leave=False)
+
+
+def _exact_diffusion(model: Model, batches: Batches, num_transitions: int, bar: tqdm) -> list[Tensor]:
+    """Return the sum over all steps of the diffusion term of every image: round r over the data set takes step r."""
+    count = len(batches.images)
+
+    def one_step(x: Tensor, y: Tensor | None, noise: Noise) -> Sequence[Tensor]:
+        sample = int(noise.key[2]) + torch.arange(len(x), device=x.device, dtype=torch.float64)
+        u = (torch.floor(sample / count) + 0.5) / num_transitions
+        return [model.transition_nats(x, noise, u, num_transitions, y)]
+
+    return batches.mean(num_transitions, one_step, bar)
+
+
+def check_bound(model: Model, T: int | str | None, exact: bool) -> tuple[int | None, int | None]:
+    """Return T and the number of Gaussian steps, checked; None in continuous time.
+
+    Raises:
+        InvalidValueError: a T that the model cannot have, or exact without a finite number of Gaussian steps.
+    """
+    if isinstance(T, str) and T != OWN:
+        raise InvalidValueError(f"evaluate: T must be an integer >= 1, None or {OWN!r}, got {T!r}")
+    T = model.check_T("evaluate", model.T if isinstance(T, str) else T)
+    num_transitions = model.num_transitions(T)
+    if exact and num_transitions is None:
+        raise InvalidValueError(f"evaluate: exact needs a diffusion at a finite T; the {model.kind} model has T = {T}")
+    return T, num_transitions
+
+
+def evaluate_ode(
+    model: Model,
+    images: Tensor,
+    labels: Tensor | None = None,
+    steps: int = 64,
+    draws: int = 4,
+    seed: int = 0,
+    batch_size: int = 512,
+    progress: bool = False,
+) -> Tensor:
+    """Evaluate the bound through the probability-flow ODE, `fastdiff.evaluation.ode_nats`, in bits per dimension.
+
+    Args:
+        model, images, labels, draws, seed, batch_size, progress: as in `evaluate`.
+        steps: steps of the integrator, >= 1.
+
+    Returns:
+        float64 [N], the mean over the draws of each image.
+
+    Raises:
+        InvalidTypeError, InvalidValueError, ScheduleError: as in `evaluate`; a model that is not an unconditional or
+            class-conditional diffusion model.
+    """
+    check_integrator(steps)
+    diffusion = check_model("evaluate_ode", model).unconditional_diffusion
+    check_data(model, images, labels, draws, batch_size, draws)
+    model.check_schedule()
+    batches = Batches(images, labels, seed, batch_size, model.device)
+    with evaluating(model), _bar(len(images) * draws, "probability-flow ODE", progress) as bar:
+        [nats] = batches.mean(draws, lambda x, y, noise: [ode_nats(diffusion, x, noise, steps, y)], bar)
+    return nats / (model.dims * math.log(2.0))

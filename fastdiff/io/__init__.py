@@ -1,0 +1,1 @@
+"""Folders on disk, configurations and pictures. Imports the kernels' errors and nothing else of fastdiff."""

@@ -1,0 +1,63 @@
+"""Names in files of earlier versions, and what they are called now: one table for the keys and values of config.json.
+
+Checkpoints of fastdiff 0.1.0 are read through it. A configuration class is named by its present name.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor
+
+Json = dict[str, Any]
+
+_DIFFUSION = {"classes": "num_classes", "head": "prediction"}
+_DDPM = {**_DIFFUSION, "steps": "T", "continuous": "continuous_noise_conditioning"}
+RENAMED_KEYS: dict[str, dict[str, str]] = {
+    "VDMConfig": _DIFFUSION,
+    "DDPMConfig": _DDPM,
+    "DiffuseVAEConfig": _DDPM,
+    "RestorationConfig": _DDPM,
+    "HVAEConfig": {"classes": "num_classes"},
+    "TrainConfig": {"steps": "max_steps", "bound_steps": "T"},
+}
+RENAMED_VALUES: dict[str, dict[str, str]] = {
+    "prediction": {"eps": "epsilon", "levels": "categorical"},
+    "variance": {"small": "fixed_small", "large": "fixed_large"},
+}
+RENAMED_MODELS = {"restorer": "restoration"}
+# The second stage of a conditional model was a configuration of its own; its fields now stand beside the others.
+FLATTENED = {"DiffuseVAEConfig": "refiner", "RestorationConfig": "refiner"}
+# Prefixes of tensor names in model.safetensors, ema.safetensors and optimizer.safetensors.
+RENAMED_TENSORS = {
+    "refiner.": "",
+    "network.number.": "network.noise_embedding.",
+    "network.label.": "network.label_embedding.",
+}
+
+
+def renamed(config: str, data: Json) -> Json:
+    """Return the fields of the configuration class ``config`` under their present names and values."""
+    nested = data.get(FLATTENED.get(config, ""))
+    if isinstance(nested, dict):
+        data = {key: value for key, value in data.items() if key != FLATTENED[config]} | nested
+    keys = RENAMED_KEYS.get(config, {})
+    return {(name := keys.get(key, key)): _value(name, value) for key, value in data.items()}
+
+
+def _value(name: str, value: Any) -> Any:
+    table = RENAMED_VALUES.get(name, {})
+    return table.get(value, value) if isinstance(value, str) else value
+
+
+def renamed_tensors(tensors: Mapping[str, Tensor], known: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return tensors by their present names. Names in ``known`` stay: a user's own network may use any name."""
+    result = {}
+    for name, tensor in tensors.items():
+        if name in known:
+            result[name] = tensor
+            continue
+        for old, new in RENAMED_TENSORS.items():
+            if name.startswith(old):
+                name = new + name.removeprefix(old)  # noqa: PLW2901
+        result[name] = tensor
+    return result

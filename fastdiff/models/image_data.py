@@ -1,0 +1,126 @@
+"""The data that a model is of: images uint8 [C, H, W] with a number of levels, and labels; their checks."""
+
+from itertools import chain
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..io.configuration import at_least, between, configuration, each, field
+from ..kernels import InvalidTypeError, InvalidValueError
+
+
+@configuration
+class ImageConfig:
+    """What a model's configuration says about its data. All configurations of models start with these fields.
+
+    Args:
+        shape: (C, H, W) of the data.
+        levels: number of values that a pixel can take, 2 to 256.
+        num_classes: number of classes, 0 for an unconditional model.
+        augmented: whether the network has a label for augmented training images, so that augmentation does not change
+            what it learns about the others (Kingma et al. 2021, augmented CIFAR-10).
+    """
+
+    shape: tuple[int, int, int] = field(each(at_least(1)))
+    levels: int = field(between(2, 256))
+    num_classes: int = field(at_least(0), default=0)
+    augmented: bool = False
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels that the network distinguishes: the classes, the null label, "augmented"; 0 without any."""
+        return self.num_classes + 1 + self.augmented if self.num_classes or self.augmented else 0
+
+
+class ImageModel(nn.Module):
+    """A module with a configuration of its data, and the checks of images and labels against it.
+
+    Args:
+        config: the configuration.
+        custom: the names of the parts that the user supplied, ``"network"`` or ``"schedule"``.
+    """
+
+    kind: ClassVar[str]  # the name of the model in config.json
+
+    def __init__(self, config: ImageConfig, custom: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.config = config
+        self.custom = custom
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.config.shape
+
+    @property
+    def levels(self) -> int:
+        """Number of values that a pixel can take."""
+        return self.config.levels
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 for an unconditional model."""
+        return self.config.num_classes
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "no label"."""
+        return self.num_classes
+
+    @property
+    def dims(self) -> int:
+        """C · H · W, the number of dimensions of one image."""
+        channels, height, width = self.shape
+        return channels * height * width
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters and buffers."""
+        return next(chain(self.parameters(), self.buffers())).device
+
+    def to_levels(self, x: Tensor) -> Tensor:
+        """Map float data in [-1, 1] to the scale of levels 0 .. levels - 1, clipped and not rounded."""
+        return (0.5 * ((x + 1.0) * self.levels - 1.0)).clamp(0, self.levels - 1)
+
+    def nearest_level(self, x: Tensor) -> Tensor:
+        """Return the level whose bin centre is nearest, uint8, for float data in [-1, 1]."""
+        return torch.round(self.to_levels(x)).to(torch.uint8)
+
+    def check_images(self, where: str, x: object) -> None:
+        """Check a batch of data: uint8 [B, C, H, W] of this model's shape, values below ``levels``.
+
+        Raises:
+            InvalidTypeError, InvalidValueError: the batch does not fit.
+        """
+        if not isinstance(x, Tensor) or x.dtype != torch.uint8:
+            got = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise InvalidTypeError(f"{where}: x must be a torch.uint8 tensor of levels [B, C, H, W], got {got}")
+        if x.dim() != 4 or tuple(x.shape[1:]) != self.shape:
+            wanted = ", ".join(map(str, self.shape))
+            raise InvalidValueError(f"{where}: x must have shape [B, {wanted}], got {tuple(x.shape)}")
+        if x.device.type == "cpu" and x.numel() and int(x.max()) >= self.levels:  # on a GPU this would synchronise
+            raise InvalidValueError(f"{where}: x must lie in 0 .. {self.levels - 1}, got {int(x.max())}")
+
+    def check_labels(self, where: str, labels: object, batch: int) -> None:
+        """Check labels: None, or int64 [B] in 0 .. num_labels - 1 for a model with labels.
+
+        Raises:
+            InvalidTypeError, InvalidValueError: the labels do not fit.
+        """
+        if labels is None:
+            return
+        if not self.config.num_labels:
+            raise InvalidValueError(f"{where}: labels must be None for an unconditional model")
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+            got = f"dtype {labels.dtype}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
+            raise InvalidTypeError(f"{where}: labels must be a torch.int64 tensor [B], got {got}")
+        if labels.shape != (batch,):
+            raise InvalidValueError(f"{where}: labels must have shape ({batch},), got {tuple(labels.shape)}")
+        if labels.device.type == "cpu" and batch:
+            low, high = int(labels.min()), int(labels.max())
+            if not 0 <= low <= high < self.config.num_labels:
+                known = f"0 .. {self.num_classes - 1} (classes), " if self.num_classes else ""
+                known += f"{self.null_label} (no label)"
+                known += f", {self.null_label + 1} (augmented)" if self.config.augmented else ""
+                raise InvalidValueError(f"{where}: labels must be among {known}, got {low} .. {high}")

@@ -1,0 +1,143 @@
+"""A request for images, and what a model makes of it: the way from latents to images is the same for every caller."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..diffusion.loop import Callback
+from ..diffusion.samplers import Ancestral, Sampler
+from ..kernels import InvalidTypeError, InvalidValueError, Noise
+
+
+class Mixture(Protocol):
+    """A distribution of latents that replaces the prior (`fastdiff.sampling.mixtures.LatentMixture`)."""
+
+    def draw(self, count: int, noise: Noise, temperature: float = 1.0) -> Tensor:
+        """Draw z, float32 [count, latent]."""
+        ...
+
+    def check_fits(self, autoencoder: torch.nn.Module) -> None:
+        """Raise an InvalidValueError if the mixture was fitted to the latents of another model."""
+        ...
+
+
+@dataclass(frozen=True)
+class Latents:
+    """How the latent z of a VAE or of a DiffuseVAE's first stage is drawn.
+
+    Args:
+        temperature: factor on the standard deviation of the draw, > 0.
+        mixture: a mixture fitted to the latents, or the folder of one, to draw z_1 from instead of the prior.
+        z: the latents z_1 themselves, float [n, latent], instead of drawing them.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: a value that is not allowed, or z together with another option.
+    """
+
+    temperature: float = 1.0
+    mixture: Mixture | str | Path | None = None
+    z: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.temperature, (int, float)) and not isinstance(self.temperature, bool)
+        if not number or not 0 < self.temperature < math.inf:
+            raise InvalidValueError(f"Latents: temperature must be a finite number > 0, got {self.temperature!r}")
+        if self.mixture is not None and not isinstance(self.mixture, (str, Path)) and not hasattr(self.mixture, "draw"):
+            raise InvalidTypeError(f"Latents: mixture must be a LatentMixture or its folder, got {self.mixture!r}")
+        if self.z is not None and (self.mixture is not None or self.temperature != 1.0):
+            raise InvalidValueError("Latents: z must be None where a mixture or a temperature is set")
+
+    def draw(self, prior: Callable[..., Tensor], first: int, count: int, noise: Noise) -> Tensor:
+        """Return z_1 [count, latent] of the samples from ``first``; ``prior`` is `Model.prior_latents`."""
+        if self.z is not None:
+            return self.z[first : first + count].to(noise.key.device)
+        if self.mixture is None:
+            return prior(count, noise, self.temperature)
+        assert not isinstance(self.mixture, (str, Path)), "the mixture is loaded before a request is made"
+        return self.mixture.draw(count, noise, self.temperature)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request for ``n`` images; the options are those of `fastdiff.sample`.
+
+    ``initial`` is x_T, [n, C, H, W], instead of drawing it. With ``shared_noise`` all images take the noise of sample
+    0, in x_T and in every step.
+    """
+
+    n: int
+    seed: int = 0
+    steps: int | None = None
+    sampler: Sampler = Ancestral()  # noqa: RUF009
+    labels: object = None
+    guidance: float | None = None
+    cond: object = None
+    latents: Latents | None = None
+    initial: Tensor | None = None
+    shared_noise: bool = False
+
+
+# The options that not every model accepts, and their defaults.
+DEFAULTS = {
+    "steps": None, "sampler": Ancestral(), "labels": None, "guidance": None, "cond": None, "latents": None,
+    "initial": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A checked request: ``batch(first, count, callback)`` draws the images first .. first + count - 1, uint8.
+
+    ``rows`` is the number of times that a batch calls ``callback``.
+    """
+
+    rows: int
+    batch: Callable[[int, int, Callback | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a reconstruction starts from.
+
+    shown: float32 [N, C, H, W] in about [-1, 1], the degraded images at full size or the first stage's
+    reconstructions; None if it starts from the images. latents, cond: the options of the request that finishes it.
+    """
+
+    shown: Tensor | None
+    latents: Latents | None = None
+    cond: Tensor | None = None
+
+
+def labels_of_request(labels: object, guidance: float | None, n: int, num_classes: int) -> Tensor | None:
+    """Return the labels of a request as int64 [n], or None.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: labels that are not one class or n classes; guidance without labels or
+            that is not finite.
+    """
+    if labels is None:
+        if guidance is not None:
+            raise InvalidValueError(f"sample: guidance must be None without labels, got {guidance!r}")
+        return None
+    number = isinstance(guidance, (int, float)) and not isinstance(guidance, bool)
+    if guidance is not None and not (number and math.isfinite(guidance)):
+        raise InvalidValueError(f"sample: guidance must be a finite number or None, got {guidance!r}")
+    wanted = f"one integer or {n} integers in 0 .. {num_classes - 1}"
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InvalidTypeError(f"sample: labels must be {wanted}, got {labels!r}") from error
+    integral = not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+    if tensor.numel() and not integral:
+        raise InvalidTypeError(f"sample: labels must be {wanted}, got dtype {tensor.dtype}")
+    if tensor.dim() not in (0, 1) or (tensor.dim() == 1 and len(tensor) != n):
+        raise InvalidValueError(f"sample: labels must be {wanted}, got shape {tuple(tensor.shape)}")
+    tensor = tensor.long()  # an unsigned 64-bit label that is too large becomes negative, which is rejected below
+    if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < num_classes:
+        raise InvalidValueError(f"sample: labels must be {wanted}, got {int(tensor.min())} .. {int(tensor.max())}")
+    return tensor.expand(n)

@@ -1,0 +1,227 @@
+"""The U-Net of DDPM (Ho et al. 2020, arXiv:2006.11239, appendix B), which concatenates its skip connections.
+
+With one resolution, many blocks and attention only in the middle it is the score network of variational diffusion
+models (Kingma et al. 2021, arXiv:2107.00630, appendix B). `ConcatUNetConfig` has the sizes of both at CIFAR-10.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..io.configuration import ConfigError, at_least, between, configuration, each, field, not_empty, one_of
+from .blocks import Attention, NormSiLU, check_size, zero
+
+EPS = 1e-6  # added to the variances of the normalisations in the code of both papers
+
+
+def _even(value: int) -> str | None:
+    return "be even" if value % 2 else None
+
+
+@configuration
+class ConcatUNetConfig:
+    """Size of a `ConcatUNet`. The defaults are those of DDPM at CIFAR-10, 35.7 M parameters.
+
+    The score network of VDM at CIFAR-10 is ``ConcatUNetConfig(width=128, multipliers=(1,), blocks=32, attention=(),
+    embedding_bias=False)``, 30.6 M parameters with 15 input channels.
+
+    Args:
+        kind: ``"concat"``, which identifies this class in a config.json.
+        width: channels of the first convolution, and number of features of the sinusoidal embedding; even.
+        multipliers: channels at each resolution in units of ``width``, starting with the full one; each further entry
+            halves the resolution.
+        blocks: residual blocks per resolution on the way down; the way up has one more.
+        attention: heights of the feature maps at which each block, down and up, is followed by self-attention.
+            Heights that do not occur have no effect. The middle always has attention.
+        dropout: probability, before the last convolution of each block.
+        heads: heads of each attention.
+        max_groups: each normalisation has gcd(channels, max_groups) groups.
+        embedding_bias: True: each block's projection of the embedding has a bias (DDPM). False: it has none, and its
+            weights start at zero (VDM).
+    """
+
+    kind: str = field(one_of("concat"), default="concat")
+    width: int = field(at_least(4), _even, default=128)  # at least two frequencies, so that their ratio is defined
+    multipliers: tuple[int, ...] = field(not_empty, each(at_least(1)), default=(1, 2, 2, 2))
+    blocks: int = field(at_least(1), default=2)
+    attention: tuple[int, ...] = field(each(at_least(1)), default=(16,))
+    dropout: float = field(between(0, 1, open_above=True), default=0.1)
+    heads: int = field(at_least(1), default=1)
+    max_groups: int = field(at_least(1), default=32)
+    embedding_bias: bool = field(default=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"ConcatUNetConfig: heads must divide width, {self.width}, got {self.heads}")
+
+    def build(self, channels_in: int, channels_out: int, size: tuple[int, int], num_labels: int) -> "ConcatUNet":
+        """Build the network; the arguments are those of `ConcatUNet`."""
+        return ConcatUNet(channels_in, channels_out, size, num_labels, self)
+
+
+class ConcatUNet(nn.Module):
+    """U-Net from images [B, channels_in, H, W] to images [B, channels_out, H, W].
+
+    On the way down, each resolution has residual blocks, and a strided convolution leads to the next. At the lowest
+    resolution follow a block, attention and a block. On the way up each resolution has one block more, and a
+    nearest-neighbour enlargement with a convolution leads to the next. The outputs of the first convolution, of every
+    block and of every strided convolution on the way down are kept; each block on the way up takes the most recent one
+    that remains and concatenates it to its input. The last convolution starts at zero, so that an untrained network
+    returns zeros.
+
+    It is called as ``network(x, noise_level, labels=None)`` with ``noise_level`` float32 [B] in [0, 1] and ``labels``
+    int64 [B]. Labels are required if ``num_labels`` is positive and are ignored otherwise.
+
+    Args:
+        channels_in: channels of the input.
+        channels_out: channels of the output.
+        size: (H, W), multiples of 2 ** (number of multipliers - 1).
+        num_labels: number of label embeddings; 0 for a network without labels.
+        config: width, resolutions and depth.
+
+    Raises:
+        InvalidValueError: ``size`` cannot be halved that often.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, size: tuple[int, int], num_labels: int, config: ConcatUNetConfig
+    ) -> None:
+        super().__init__()
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        check_size("ConcatUNet", size, len(widths))
+        lowest = len(widths) - 1
+        self.noise_embedding = _NoiseEmbedding(config.width)
+        self.label_embedding = nn.Embedding(num_labels, 4 * config.width) if num_labels else None
+        self.conv_in = nn.Conv2d(channels_in, config.width, 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips, channels = [config.width], config.width  # channels of what is kept, and of the current features
+        for resolution, width in enumerate(widths):
+            self.down.append(_Down(channels, width, size[0] >> resolution, resolution == lowest, config))
+            skips += [width] * (config.blocks + (resolution < lowest))
+            channels = width
+        self.middle_in = _ResBlock(channels, channels, config)
+        self.attention = _attention(channels, config)
+        self.middle_out = _ResBlock(channels, channels, config)
+        for resolution, width in reversed(list(enumerate(widths))):
+            taken = [skips.pop() for _ in range(config.blocks + 1)]
+            self.up.append(_Up(channels, taken, width, size[0] >> resolution, resolution == 0, config))
+            channels = width
+        self.norm_out = NormSiLU(channels, config.max_groups, EPS)
+        self.conv_out = zero(nn.Conv2d(channels, channels_out, 3, padding=1))
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, x: Tensor, noise_level: Tensor, labels: Tensor | None = None) -> Tensor:
+        embedding = self.noise_embedding(noise_level)  # [B, 4 width]
+        if self.label_embedding is not None:
+            embedding = embedding + self.label_embedding(labels)
+        embedding = F.silu(embedding)
+        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))  # [B, width, H, W]
+        skips = [h]
+        for down in self.down:
+            h = down(h, embedding, skips)
+        h = self.middle_out(self.attention(self.middle_in(h, embedding)), embedding)  # at the lowest resolution
+        for up in self.up:
+            h = up(h, embedding, skips)
+        return self.conv_out(self.norm_out(h))  # [B, channels_out, H, W]
+
+
+class _NoiseEmbedding(nn.Module):
+    """Embedding of a noise level in [0, 1]: [B] to [B, 4 width].
+
+    MLP([sin(1000 f_i noise_level), cos(1000 f_i noise_level)]), f_i = 10000^(-i / (n - 1)) for i = 0 .. n - 1 with
+    n = width / 2: the positional encoding of Vaswani et al. (2017, section 3.5) with the frequencies of Ho et al.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        frequencies = torch.exp(-math.log(10000.0) / (half - 1) * torch.arange(half, dtype=torch.float32))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+
+    def forward(self, noise_level: Tensor) -> Tensor:
+        angle = 1000.0 * noise_level[:, None] * self.frequencies  # [B, width / 2]
+        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=1))
+
+
+class _ResBlock(nn.Module):
+    """Residual block to which the embedding is added before the second normalisation.
+
+    h = conv_in(silu(norm_in(x))) + linear(embedding)
+    y = shortcut(x) + conv_out(dropout(silu(norm_out(h))))
+
+    `blocks.ResBlock` scales and shifts after the normalisation instead. ``conv_out`` starts at zero.
+    """
+
+    def __init__(self, channels_in: int, channels: int, config: ConcatUNetConfig) -> None:
+        super().__init__()
+        self.norm_in = NormSiLU(channels_in, config.max_groups, EPS)
+        self.conv_in = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.projection = nn.Linear(4 * config.width, channels, bias=config.embedding_bias)
+        if not config.embedding_bias:
+            zero(self.projection)
+        self.norm_out = NormSiLU(channels, config.max_groups, EPS)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv_out = zero(nn.Conv2d(channels, channels, 3, padding=1))
+        self.shortcut = nn.Identity() if channels_in == channels else nn.Conv2d(channels_in, channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv_in(self.norm_in(x)) + self.projection(embedding)[:, :, None, None]  # [B, channels, H, W]
+        return self.shortcut(x) + self.conv_out(self.dropout(self.norm_out(h)))
+
+
+class _Down(nn.Module):
+    """One resolution on the way down; appends each block's and the strided convolution's output to ``skips``."""
+
+    def __init__(self, channels_in: int, channels: int, height: int, last: bool, config: ConcatUNetConfig) -> None:
+        super().__init__()
+        inputs = [channels_in] + [channels] * (config.blocks - 1)
+        self.blocks = nn.ModuleList(_ResBlock(width, channels, config) for width in inputs)
+        self.attentions = _attentions(channels, config.blocks, height, config)
+        self.resample = None if last else nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            h = attention(block(h, embedding))
+            skips.append(h)
+        if self.resample is not None:
+            # Padding on the right and below only: "same" padding of a stride of 2 in the authors' framework.
+            h = self.resample(F.pad(h, (0, 1, 0, 1)))  # [B, channels, H / 2, W / 2]
+            skips.append(h)
+        return h
+
+
+class _Up(nn.Module):
+    """One resolution on the way up; each block takes the last entry off ``skips`` and concatenates it to its input."""
+
+    def __init__(
+        self, channels_in: int, skips: list[int], channels: int, height: int, last: bool, config: ConcatUNetConfig
+    ) -> None:
+        super().__init__()
+        inputs = [channels_in] + [channels] * config.blocks
+        self.blocks = nn.ModuleList(
+            _ResBlock(width + skip, channels, config) for width, skip in zip(inputs, skips, strict=True)
+        )
+        self.attentions = _attentions(channels, len(skips), height, config)
+        self.resample = None if last else nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            h = attention(block(torch.cat([h, skips.pop()], dim=1), embedding))
+        if self.resample is not None:
+            h = self.resample(F.interpolate(h, scale_factor=2.0, mode="nearest"))  # [B, channels, 2 H, 2 W]
+        return h
+
+
+def _attention(channels: int, config: ConcatUNetConfig) -> Attention:
+    return Attention(channels, config.heads, dropout=0.0, max_groups=config.max_groups, eps=EPS)
+
+
+def _attentions(channels: int, count: int, height: int, config: ConcatUNetConfig) -> nn.ModuleList:
+    """Return the layers that follow ``count`` blocks: attention if ``height`` is one that has it, else the identity."""
+    has_attention = height in config.attention
+    return nn.ModuleList(_attention(channels, config) if has_attention else nn.Identity() for _ in range(count))

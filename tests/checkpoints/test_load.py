@@ -1,0 +1,171 @@
+"""Saving and loading models: round trips of every kind, and every fault found and named."""
+
+import json
+import os
+import zlib
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from tiny import images, small, small_ddpm, small_diffusevae, small_restoration, small_vae
+
+import fastdiff
+from fastdiff.checkpoints import checkpoint_path, embedded_names, last_checkpoint
+from fastdiff.io.folders import MANIFEST, CheckpointError
+from fastdiff.kernels import Noise
+from fastdiff.models import AddNoise
+
+EVERY_KIND = {
+    "vdm": lambda: small("categorical", num_classes=2, augmented=True),
+    "learned": lambda: small(schedule="learned"),
+    "ddpm": lambda: small_ddpm(variance="learned", num_classes=2),
+    "hvae": lambda: small_vae(3),
+    "diffusevae": lambda: small_diffusevae(2, depth=2),
+    "restoration": lambda: small_restoration(AddNoise(deviation=0.25), formulation=2),
+}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return small(num_classes=2).save(tmp_path / "model")
+
+
+def rewrite(path, name, data: bytes):
+    """Replace a file and bring the manifest up to date, as a program that edits checkpoints would."""
+    (path / name).write_bytes(data)
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"][name] = {"bytes": len(data), "crc32": zlib.crc32(data)}
+    (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+def edit_tensors(path, change):
+    tensors = load((path / "model.safetensors").read_bytes())
+    change(tensors)
+    rewrite(path, "model.safetensors", save(tensors))
+
+
+def edit_config(path, change):
+    config = json.loads((path / "config.json").read_text())
+    change(config)
+    rewrite(path, "config.json", json.dumps(config).encode())
+
+
+# ------------------------------------------------------------------------------------------------ round trips
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_round_trip(tmp_path, kind):
+    """Configuration, tensors and the bound are bit-identical, from a model in training as well."""
+    model = EVERY_KIND[kind]().train()
+    loaded = fastdiff.load(model.save(tmp_path / "model", record={"origin": "a test"}))
+    assert type(loaded) is type(model)
+    assert not any(part.training for part in loaded.modules())
+    assert loaded.config == model.config
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    x, T = images(3), None if model.T is None else model.T
+    assert torch.equal(loaded.vlb(x, Noise(1), T).total, model.eval().vlb(x, Noise(1), T).total)
+    assert sorted(os.listdir(tmp_path / "model")) == ["config.json", MANIFEST, "model.safetensors"]
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["record"] == {"origin": "a test"}
+
+
+def test_saving_again_replaces(saved):
+    other = small(seed=5, num_classes=2)
+    other.save(saved)
+    assert torch.equal(fastdiff.load(saved).state_dict()["network.conv_in.weight"], other.network.conv_in.weight)
+
+
+def test_names_and_folders(tmp_path, monkeypatch):
+    """An embedded name comes before a folder, ``./`` before the name; a run stands for its last checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    first, last = small(seed=1), small(seed=2)
+    first.save(tmp_path / "digits")
+    for step, model in ((3, first), (12, last)):
+        model.save(checkpoint_path(tmp_path / "runs" / "mine", step))
+    (tmp_path / "runs" / "mine" / "step-00000099").mkdir()  # incomplete: it has no manifest
+    assert last_checkpoint(tmp_path / "runs" / "mine") == tmp_path / "runs" / "mine" / "step-00000012"
+    assert last_checkpoint(tmp_path) is None
+
+    def weight(model) -> torch.Tensor:
+        return model.state_dict()["network.conv_in.weight"]
+
+    assert fastdiff.load("digits").config.num_classes == 10
+    for name in ("./digits", tmp_path / "digits", tmp_path / "runs" / "mine" / "step-00000003"):
+        assert torch.equal(weight(fastdiff.load(name)), weight(first))
+    for name in ("mine", "runs/mine", tmp_path / "runs" / "mine"):
+        assert torch.equal(weight(fastdiff.load(name)), weight(last))
+    assert embedded_names() == ["digits"]
+    for name in ("digit", tmp_path / "runs", "runs/other"):
+        with pytest.raises(CheckpointError):
+            fastdiff.load(name)
+
+
+def test_an_interrupted_replacement_is_finished(saved):
+    os.rename(saved, saved.with_name(".old-model"))
+    assert fastdiff.load(saved).num_classes == 2
+    assert os.listdir(saved.parent) == ["model"]
+
+
+# ------------------------------------------------------------------------------------------------ faults
+
+
+def remove_file(path, name):
+    """Remove a file from the folder and from the manifest."""
+    (path / name).unlink()
+    manifest = json.loads((path / MANIFEST).read_text())
+    del manifest["files"][name]
+    (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+BIAS = "network.conv_in.bias"
+FAULTS = {
+    "model must be a checkpoint folder": lambda p: os.rename(p, p.with_name("gone")),
+    "no manifest.json": lambda p: (p / MANIFEST).unlink(),
+    "with model.safetensors": lambda p: remove_file(p, "model.safetensors"),
+    "with config.json": lambda p: remove_file(p, "config.json"),
+    "model.safetensors is missing": lambda p: (p / "model.safetensors").unlink(),
+    "model.safetensors holds 100 bytes": lambda p: os.truncate(p / "model.safetensors", 100),
+    "config.json is damaged": lambda p: (p / "config.json").write_bytes(
+        (p / "config.json").read_bytes().replace(b"17", b"18")
+    ),
+    "config.json must hold an object": lambda p: rewrite(p, "config.json", b"[]"),
+    "unknown keys color": lambda p: edit_config(p, lambda c: c["config"].update(color=1)),
+    "unknown keys extra": lambda p: edit_config(p, lambda c: c.update(extra=1)),
+    "lacks the keys levels": lambda p: edit_config(p, lambda c: c["config"].pop("levels")),
+    "config must be an object": lambda p: edit_config(p, lambda c: c.update(config=[])),
+    "model must be one of": lambda p: edit_config(p, lambda c: c.update(model="gan")),
+    "model must be one of vdm": lambda p: edit_config(p, lambda c: c.update(model=["vdm"])),
+    "levels must": lambda p: edit_config(p, lambda c: c["config"].update(levels=1)),
+    "config.shape must": lambda p: edit_config(p, lambda c: c["config"].update(shape=[1, 8])),
+    "gamma_0 must be < gamma_1": lambda p: edit_config(p, lambda c: c["config"].update(gamma_1=-20.0)),
+    "multiple": lambda p: edit_config(p, lambda c: c["config"].update(shape=[1, 8, 9])),
+    f"missing tensor {BIAS}": lambda p: edit_tensors(p, lambda t: t.pop(BIAS)),
+    "unknown tensor more": lambda p: edit_tensors(p, lambda t: t.update(more=torch.ones(1))),
+    f"{BIAS} must have shape": lambda p: edit_tensors(p, lambda t: t.update({BIAS: torch.ones(3)})),
+    f"{BIAS} must have dtype": lambda p: edit_tensors(p, lambda t: t.update({BIAS: torch.ones(8).half()})),
+    f"{BIAS} must be finite": lambda p: edit_tensors(p, lambda t: t[BIAS].fill_(float("nan"))),
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_faults_are_found_and_named(saved, message):
+    FAULTS[message](saved)
+    with pytest.raises(CheckpointError, match=message) as error:
+        fastdiff.load(saved)
+    assert str(saved) in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["hvae", "diffusevae", "restoration"])
+def test_weights_that_load_would_reject_are_not_saved(tmp_path, kind):
+    model = EVERY_KIND[kind]()
+    name, parameter = next((name, p) for name, p in model.named_parameters() if p.dim() > 1)
+    with torch.no_grad():
+        parameter.view(-1)[0] = float("inf")
+    with pytest.raises(CheckpointError, match=f"{name} must be finite"):
+        model.save(tmp_path / "model")
+    model = EVERY_KIND[kind]()
+    model.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(CheckpointError, match=r"unknown tensor extra\.weight"):
+        model.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

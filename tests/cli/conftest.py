@@ -1,0 +1,18 @@
+"""Calls of the command line in this process, in an empty folder."""
+
+import pytest
+
+from fastdiff.cli.main import main
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run a command; return its exit code and what it prints to stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = main(list(arguments))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

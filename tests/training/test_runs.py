@@ -1,0 +1,257 @@
+"""A run on disk: metrics, checkpoints, signals, resumption, and folders that are no runs."""
+
+import json
+import math
+import os
+import signal
+import threading
+from dataclasses import replace
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import DATA, SMALL, small, small_restoration, small_vae
+
+from fastdiff.checkpoints import CheckpointError, last_checkpoint, load
+from fastdiff.data import DataError, Dataset, digits
+from fastdiff.models import VDM, VDMConfig
+from fastdiff.training import TrainConfig, TrainingError, TrainState, runs, train
+from fastdiff.training.metrics import MetricsLog, json_line, truncate_metrics
+from fastdiff.training.state import load_training, save_training
+
+CONFIG = TrainConfig(data="digits", max_steps=12, batch_size=6, warm_up=2, shift=0.5, ema=0.9)
+
+
+def tiny() -> VDM:
+    network = attrs.evolve(SMALL, dropout=0.3)
+    return VDM(VDMConfig(**DATA, num_classes=10, augmented=True, gamma_0=-8.0, fourier=(3, 4), network=network))
+
+
+def some_digits(count: int = 10) -> Dataset:
+    """The first images of the digits: enough for a test."""
+    data = digits()
+    parts = ("train_images", "train_labels", "test_images", "test_labels")
+    return replace(data, **{part: getattr(data, part)[:count] for part in parts})
+
+
+def stepped(steps: int) -> TrainState:
+    torch.manual_seed(0)
+    state = TrainState(tiny(), CONFIG)
+    next(report for report in train(state, digits()) if report.step == steps)
+    return state
+
+
+def start(out, config=CONFIG) -> TrainState:
+    return runs.start(out, tiny, config, digits())
+
+
+def run(out, state, data=None, evaluations=2, **options) -> runs.RunResult:
+    return runs.run(out, state, data or some_digits(), evaluations=evaluations, progress=False, **options)
+
+
+def rows_of(out) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _few_samples(monkeypatch):
+    monkeypatch.setattr(runs, "NUM_SAMPLES", 4)
+    monkeypatch.setattr("fastdiff.models.diffusion.DEFAULT_STEPS", 3)
+
+
+def test_a_run_leaves_metrics_checkpoint_model_and_picture(tmp_path):
+    result = run(tmp_path, start(tmp_path), save_every=5, evaluations=3)
+    assert (result.step, result.stopped_by) == (12, None)
+    assert list(tmp_path.glob("step-*")) == [last_checkpoint(tmp_path)] == [tmp_path / "step-00000012"]
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.size == (2 * 68 + 4, 2 * 68 + 4)
+    evaluations = [row for row in rows_of(tmp_path) if row["event"] == "evaluate"]
+    assert [(row["step"], row["draws"]) for row in evaluations] == [(4, 2), (8, 2), (12, 64)]
+    record = json.loads((tmp_path / "model" / "config.json").read_text())["record"]
+    assert record["train"]["max_steps"] == 12
+    assert result.evaluation is not None
+    assert record["evaluation"]["bpd"] == result.evaluation.mean == evaluations[-1]["bpd"]
+    averaged = load_training(tmp_path / "step-00000012").averaged.state_dict()
+    for path in (tmp_path, tmp_path / "model"):
+        model = load(path)
+        assert model.config == tiny().config
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, averaged[name]), name
+
+
+def test_metrics_are_means_over_the_steps_between(tmp_path, monkeypatch):
+    """Also of the last, shorter stretch."""
+    monkeypatch.setattr(runs, "LOG_EVERY", 5)
+    run(tmp_path, start(tmp_path))
+    torch.manual_seed(0)
+    reports = list(train(TrainState(tiny(), CONFIG), some_digits()))
+    rows = [row for row in rows_of(tmp_path) if row["event"] == "train"]
+    assert [row["step"] for row in rows] == [5, 10, 12]
+    for row, part in zip(rows, (reports[:5], reports[5:10], reports[10:]), strict=True):
+        for name, values in {
+            "loss": [report.loss for report in part],
+            "bpd": [report.bpd.total for report in part],
+            "recon": [report.bpd.recon for report in part],
+            "prior": [report.bpd.prior for report in part],
+            "diffusion": [report.bpd.diffusion for report in part],
+            "gradient_norm": [report.gradient_norm for report in part],
+        }.items():
+            assert row[name] == pytest.approx(float(torch.stack(values).double().mean()), rel=1e-5), name
+        assert row["learning_rate_factor"] == part[-1].learning_rate_factor
+        assert row["skipped_steps"] == 0
+        assert row["images_per_second"] > 0
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "LOG_EVERY", 2)
+    before = signal.getsignal(signal.SIGTERM)
+    run(tmp_path / "a", start(tmp_path / "a"))
+    real = MetricsLog.add
+
+    def interrupt(log, report, batch_size):
+        real(log, report, batch_size)
+        if report.step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "add", interrupt)
+        result = run(tmp_path / "b", start(tmp_path / "b"))
+    assert (result.step, result.stopped_by) == (7, signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert load(tmp_path / "b").kind == "vdm"  # what the run has left is a model
+    run(tmp_path / "b", runs.resume(tmp_path / "b", {}))
+    a, b = (load_training(tmp_path / name / "step-00000012").tensors() for name in "ab")
+    for part, tensors in a.items():
+        for name, value in tensors.items():
+            assert torch.equal(b[part][name], value), name
+    evaluations = {out: [row for row in rows_of(tmp_path / out) if row["event"] == "evaluate"] for out in "ab"}
+    assert evaluations["a"] == evaluations["b"]
+    steps = [row["step"] for row in rows_of(tmp_path / "b")]
+    assert steps == sorted(steps)
+
+
+def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
+    def interrupt(log, report, batch_size):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(MetricsLog, "add", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, start(tmp_path))
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_a_run_in_another_thread_leaves_the_signals_alone(tmp_path):
+    results = []
+    state = start(tmp_path, attrs.evolve(CONFIG, max_steps=1))
+    thread = threading.Thread(target=lambda: results.append(run(tmp_path, state)))
+    thread.start()
+    thread.join()
+    assert [result.step for result in results] == [1]
+
+
+def test_giving_up_leaves_a_checkpoint_that_can_be_resumed(tmp_path, monkeypatch):
+    """Not finite from the first step on: the optimiser has no state yet, and the weights are the initial ones."""
+    state = start(tmp_path)
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    real = state.model.forward
+
+    def forward(*args, **kwargs):
+        objective = real(*args, **kwargs)
+        return replace(objective, loss=objective.loss * math.nan)
+
+    monkeypatch.setattr(state.model, "forward", forward)
+    with pytest.raises(TrainingError):
+        run(tmp_path, state)
+    resumed = runs.resume(tmp_path, {})
+    assert resumed.step == 10
+    for name, value in before.items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+def test_a_run_that_died_before_its_first_checkpoint_can_start_again(tmp_path):
+    start(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 50}\n')
+    assert start(tmp_path).step == 0
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_finished_run_writes_its_last_evaluation_again(tmp_path):
+    state = start(tmp_path, attrs.evolve(CONFIG, max_steps=2))
+    run(tmp_path, state)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    run(tmp_path, runs.resume(tmp_path, {}))
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_metrics_after_the_checkpoint_and_incomplete_lines_are_removed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2}\n{"step": 3}\n{"step": 4}\n{"st')
+    truncate_metrics(path, 3, finished=False)
+    assert path.read_text() == '{"step": 2}\n{"step": 3}\n'
+    assert json.loads(json_line({"a": [math.nan, 1.0], "b": {"c": -math.inf}})) == {"a": [None, 1.0], "b": {"c": None}}
+
+
+def test_the_same_weights_give_the_same_files(tmp_path):
+    """Weights after three steps from one seed, twice."""
+    for name in "ab":
+        save_training(tmp_path / name, stepped(3))
+    for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "named"),
+    [
+        ({"max_steps": 99, "seed": 0}, None, "max_steps"),
+        ({}, attrs.evolve(tiny().config, gamma_0=-7.0), "gamma_0"),
+        ({}, small_vae().config, "another model"),
+    ],
+)
+def test_a_resumed_run_keeps_its_model_and_settings(tmp_path, settings, config, named):
+    save_training(tmp_path / "step-00000003", stepped(1))
+    with pytest.raises(runs.RunError, match=named):
+        runs.resume(tmp_path, settings, model_config=config)
+    same = {"seed": 0, "max_steps": 12, "data": "digits"}
+    assert runs.resume(tmp_path, same, model_config=tiny().config).step == 1
+
+
+def test_folders_that_are_no_runs(tmp_path):
+    with pytest.raises(runs.RunError, match="no"):
+        runs.resume(tmp_path, {})
+    small().save(tmp_path / "model")
+    (tmp_path / "file").write_text("")
+    for name in ("model", "file"):
+        with pytest.raises(runs.RunError, match=name):
+            start(tmp_path / name)
+    small().save(tmp_path / "run" / "step-00000001")
+    with pytest.raises(runs.RunError, match="resume"):
+        start(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"state\.json"):  # a checkpoint of a model is no training state
+        runs.resume(tmp_path / "run", {})
+    with pytest.raises(DataError, match="levels"):
+        runs.start(tmp_path / "other", lambda: small(levels=16), CONFIG, digits())
+    assert sorted(os.listdir(tmp_path)) == ["file", "model", "run"]
+
+
+def test_a_restoration_model_restores_held_out_images(tmp_path):
+    """As many samples as there are images."""
+    config = attrs.evolve(CONFIG, max_steps=1, shift=0.0)
+    run(tmp_path, runs.start(tmp_path, small_restoration, config, digits()), some_digits(3))
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.size == (2 * 68 + 4, 2 * 68 + 4)
+        pixels = np.asarray(picture.convert("L"))
+    assert (pixels[72:, 72:] == pixels[-1, -1]).all()  # three images, and an empty place
+    assert load(tmp_path).kind == "restoration"
+
+
+def test_a_vae_reports_its_latents(tmp_path):
+    """Of every evaluation, beside the bound."""
+    config = attrs.evolve(CONFIG, max_steps=2, shift=0.0)
+    run(tmp_path, runs.start(tmp_path, small_vae, config, digits()))
+    evaluations = [row for row in rows_of(tmp_path) if row["event"] == "evaluate"]
+    assert [row["step"] for row in evaluations] == [1, 2]
+    assert all(len(values) == 2 for row in evaluations for values in row.values() if isinstance(values, list))
+    assert sum(isinstance(value, list) for value in evaluations[0].values()) == 2
