@@ -19,7 +19,7 @@ from ..diffusion.samplers import VARIANCES
 from ..io.configuration import ConfigError, at_least, between, configuration, field, one_of
 from ..kernels import Noise, Stream, diffuse, eps_loss, to_unit_range
 from ..networks import ConcatUNetConfig, UNetConfig
-from .diffusion import DiffusionModel, check_network, checked_output
+from .diffusion import DiffusionModel, check_network, checked_output, plus_cond
 from .image_data import ImageConfig
 
 LEAST_BETA = 1e-6  # smallest first beta of a short chain that a model with continuous noise conditioning is trained for
@@ -204,7 +204,7 @@ class DDPM(DiffusionModel):
         zero = torch.zeros_like(kl)
         prior = prior_nats(data, top.float()[:, None, None, None])
         vlb = Vlb(torch.where(is_decoder, recon, zero), prior, torch.where(is_decoder, zero, kl))
-        reported = (vlb if cond_nats is None else Vlb(vlb.recon, prior + cond_nats, vlb.diffusion)).detach()
+        reported = Vlb(vlb.recon, plus_cond(prior, cond_nats), vlb.diffusion).detach()
         if weighted is None:
             return Objective(vlb.total, reported)
         return Objective(weighted if v is None else weighted + HYBRID / math.log(2.0) * vlb.total, reported)

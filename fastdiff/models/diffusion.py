@@ -115,7 +115,7 @@ class DiffusionModel(Model):
         cond, cond_nats = self.draw_cond(x, noise)
         recon, prior = self._end_terms(x, noise, labels, cond)
         diffusion = self._diffusion(x, noise, u, num_transitions, labels, cond)
-        return Vlb(recon, prior if cond_nats is None else prior + cond_nats, diffusion)
+        return Vlb(recon, plus_cond(prior, cond_nats), diffusion)
 
     def _end_terms(self, x: Tensor, noise: Noise, labels: Tensor | None, cond: Tensor | None) -> tuple[Tensor, Tensor]:
         """-log p(x | z_0) for one z_0 ~ q(z_0 | x), and KL(q(z_1 | x) || N(0, I)); [B] each."""
@@ -160,7 +160,7 @@ class DiffusionModel(Model):
     def end_terms(self, x: Tensor, noise: Noise, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         cond, cond_nats = self.draw_cond(x, noise)
         recon, prior = self._end_terms(x, noise, labels, cond)
-        return recon, prior if cond_nats is None else prior + cond_nats
+        return recon, plus_cond(prior, cond_nats)
 
     def transition_nats(
         self, x: Tensor, noise: Noise, u: Tensor, num_transitions: int, labels: Tensor | None = None
@@ -213,7 +213,7 @@ class DiffusionModel(Model):
             diffusion = 0.5 * slope * square.detach()
             objective = weight * square + (diffusion - diffusion.detach())
         diffusion_of_batch.append(diffusion.detach())
-        vlb = Vlb(recon, prior if cond_nats is None else prior + cond_nats, diffusion)
+        vlb = Vlb(recon, plus_cond(prior, cond_nats), diffusion)
         return Objective(recon + prior + objective, vlb.detach())
 
     def _gamma_for_training(
@@ -296,3 +296,8 @@ def checked_output(out: Tensor, x: Tensor, channels: int) -> Tensor:
     if tuple(out.shape) != shape:
         raise InvalidValueError(f"network must return shape {shape}, got {tuple(out.shape)}")
     return out
+
+
+def plus_cond(prior: Tensor, cond_nats: Tensor | None) -> Tensor:
+    """Return the prior term of the bound with the nats of what cond was drawn from, see `DiffusionModel.draw_cond`."""
+    return prior if cond_nats is None else prior + cond_nats

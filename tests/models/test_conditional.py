@@ -96,6 +96,9 @@ def test_every_term_of_the_bound_by_brute_force(name, variance, formulation):
     with torch.no_grad():
         cond, cond_nats = model.draw_cond(x, noise)
         recon, prior = model.end_terms(x, noise)
+        vlb = model.vlb(x, noise, T)
+    assert torch.equal(vlb.recon, recon)
+    assert torch.equal(vlb.prior, prior)
     cond, x_0 = cond.double(), to_unit_range(x, 17).double()
     eps = noise.at(stream=Stream.DIFFUSION).normal(x.shape).double()
     for t in range(1, T):
