@@ -132,4 +132,4 @@ def ancestral_loop(model: torch.nn.Module, steps: int, draw: Callable[[int], Ten
     for k in range(steps):
         eps_hat = model.eps_hat(z, gamma[k].expand(len(z)))
         z = ancestral_step(z, eps_hat, mean[k], remove[k], std[k], draw(k))
-    return model.decode(z).cpu()
+    return model.most_likely(z).cpu()

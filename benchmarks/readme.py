@@ -122,7 +122,7 @@ def rendered(text: str) -> str:
         block = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
         text, count = block.subn(f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text)
         if count != 1:
-            raise ValueError(f"README.md holds {count} places for the table {name!r}; allowed: one")
+            raise ValueError(f"README.md must hold one place for the table {name!r}, found {count}")
     return text
 
 

@@ -73,8 +73,8 @@ class FunctionSchedule(Schedule):
 
     def slope(self, t: Tensor) -> Tensor:
         keeps_graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            t = t.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            t = t.detach().clone().requires_grad_()
             return torch.autograd.grad(self.function(t).sum(), t, create_graph=keeps_graph)[0]
 
 

@@ -73,7 +73,9 @@ class DiffuseVAE(ConditionalDDPM):
 
     def check_trainable(self) -> None:
         if not self.has_first_stage:
-            raise ConfigError("a DiffuseVAE must have a trained first stage before it is trained (take_first_stage)")
+            raise ConfigError(
+                "a DiffuseVAE needs a trained VAE before it is trained: take_first_stage(vae), or --first-stage FOLDER"
+            )
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
         """As `torch.nn.Module.load_state_dict`; the loaded weights include the first stage."""

@@ -19,9 +19,10 @@ def check_fit(model: Model, data: Dataset) -> None:
     """
     labels_fit = not model.num_classes or data.num_classes in (0, model.num_classes)
     if data.shape != model.shape or data.levels != model.levels or not labels_fit:
+        classes = f" and {model.num_classes} classes or no labels" if model.num_classes else ""
         raise DataError(
-            f"data set {data.name} must have shape {model.shape}, {model.levels} levels and {model.num_classes} "
-            f"classes, as the model has, got {data.shape}, {data.levels} and {data.num_classes}"
+            f"data set {data.name} must have shape {model.shape}, {model.levels} levels{classes}, as the model has, "
+            f"got {data.shape}, {data.levels} levels and {data.num_classes} classes"
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..checkpoints import checkpoint_path, last_checkpoint
@@ -85,6 +86,8 @@ def resume(
     settings: Mapping[str, object],
     device: torch.device | str = "cpu",
     model_config: ImageConfig | None = None,
+    network: nn.Module | None = None,
+    schedule: Callable[[Tensor], Tensor] | None = None,
 ) -> TrainState:
     """Resume a run from its last checkpoint, with its own configuration.
 
@@ -93,6 +96,7 @@ def resume(
         settings: fields of `TrainConfig` that the caller asks for; they must be those of the run.
         device: where to train.
         model_config: the configuration that the run's model must have, or None for any.
+        network, schedule: parts of the user's own that the run was started with, see `fastdiff.load`.
 
     Raises:
         RunError: no checkpoint, another model, or a setting that differs.
@@ -102,7 +106,7 @@ def resume(
     if path is None:
         raise RunError(f"out must be the folder of a run with a checkpoint, but {out} holds none")
     folders.sweep(out)
-    state = load_training(path, device)
+    state = load_training(path, device, network, schedule)
     if model_config is not None and type(state.model.config) is not type(model_config):
         raise RunError(f"{out} holds a run of another model, a {state.model.kind} model")
     if model_config is not None and state.model.config != model_config:

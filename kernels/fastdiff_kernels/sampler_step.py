@@ -1,6 +1,6 @@
 """One step of any sampler: a linear combination whose coefficients are one row of a table on the device.
 
-    eps_hat <- u + w (eps_hat - u)     for an unconditional estimate u (Ho and Salimans 2022, eq. 6, where w is w - 1)
+    eps_hat <- u + w (eps_hat - u)        if there is an unconditional estimate u (Ho and Salimans 2022, eq. 6)
     x_hat   =  clip(z_t / alpha_t - (sigma_t / alpha_t) eps_hat)
     z_s     =  A z_t + B x_hat + C1 x_hat_-1 + C2 x_hat_-2 + C3 x_hat_-3 + D z_prev + S eps
 
@@ -8,7 +8,7 @@ row = (1 / alpha_t, sigma_t / alpha_t, A, B, S, w, C1, C2, C3, D) is float32 [10
 row of a table [steps, 10], so that a captured CUDA graph takes the next step at each replay. x_hat_-k is the estimate
 of k steps before and z_prev an earlier latent. Ancestral sampling, DDIM, DPM-Solver++(2M) and Heun are different rows
 (`fastdiff.diffusion.samplers`); three estimates and one latent are enough for DPM-Solver++(3M), UniPC and DEIS. w is a
-column, so that guidance can be limited to an interval of steps; w = 1 is the conditional model.
+column, so that guidance can be limited to an interval of steps; w = 1 is the conditional model (w = 0 in the paper).
 
 Data [B, ...] are float32, bfloat16 or float16, and arithmetic is float32. Bytes per element in fp32: 12 (read z_t and
 eps_hat, write z_s), and 4 more for x_hat if it is kept, each remembered estimate, z_prev, u, and noise that is given as

@@ -63,7 +63,7 @@ def test_a_loaded_model_has_its_first_stage(tmp_path):
 def test_training_needs_a_first_stage():
     model = DiffuseVAE(DiffuseVAEConfig(**SMALL_DDPM, vae=VAE))
     config = TrainConfig(data="digits", max_steps=1, batch_size=2, loss="simple")
-    with pytest.raises(ConfigError, match="first stage"):
+    with pytest.raises(ConfigError, match="take_first_stage"):
         next(train(TrainState(model, config), digits()))
     with pytest.raises(InvalidTypeError, match="first_stage must be a VAE, got a ddpm model"):
         model.take_first_stage(small_ddpm())

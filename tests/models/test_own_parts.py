@@ -346,39 +346,26 @@ def test_a_sampler_of_the_users_own(make):
 # ------------------------------------------------------------------------------------------------ what cannot be saved
 
 
-def nan(model: VDM) -> VDM:
+def spoiled(model: VDM, value: float) -> VDM:
     with torch.no_grad():
-        next(model.network.parameters()).view(-1)[0] = torch.nan
+        next(model.network.parameters()).view(-1)[0] = value
     return model
 
 
-def replaced(model: VDM) -> VDM:
-    model.network = Convolution(5, 1)
+def replaced(name: str, part: nn.Module) -> VDM:
+    model = small()
+    setattr(model, name, part)
     return model
 
 
 WRONG = {
-    "must be finite": lambda: nan(small()),
-    "network.first.bias must be finite": lambda: nan_in_own(),
-    "network must be the UNet of the configuration, got a Convolution": lambda: replaced(small()),
+    "must be finite": lambda: spoiled(small(), torch.nan),
+    "network.first.weight must be finite": lambda: spoiled(with_own_network("vdm"), torch.inf),
+    "network must be the UNet of the configuration, got a Convolution": lambda: replaced("network", Convolution(5, 1)),
+    "gamma must be the LinearSchedule": lambda: replaced("gamma", FunctionSchedule(straight)),
     "must have dtype torch.float32, got torch.bfloat16": lambda: small().bfloat16(),
     "gamma.gamma_0 must have dtype": lambda: small().half(),
-    "gamma must be the LinearSchedule of the configuration": lambda: setattr_of(
-        small(), "gamma", FunctionSchedule(straight)
-    ),
 }
-
-
-def nan_in_own() -> VDM:
-    model = with_own_network("vdm")
-    with torch.no_grad():
-        model.network.first.bias[0] = torch.inf
-    return model
-
-
-def setattr_of(model: VDM, name: str, value: object) -> VDM:
-    setattr(model, name, value)
-    return model
 
 
 @pytest.mark.parametrize("words", WRONG)
@@ -401,3 +388,10 @@ def test_the_page_has_an_example_for_each_part_of_at_most_25_lines():
 def test_the_examples_run(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, str(PAGE), "exec"), {"__name__": "__main__"})
+
+
+def test_the_slope_of_a_function_under_inference_mode():
+    """gamma = 3 t² + t has the slope 6 t + 1."""
+    schedule = FunctionSchedule(lambda t: 3 * t * t + t)
+    with torch.inference_mode():
+        torch.testing.assert_close(schedule.slope(torch.tensor([0.5, 1.0])), torch.tensor([4.0, 7.0]))
