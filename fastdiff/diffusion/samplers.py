@@ -202,6 +202,8 @@ def as_sampler(sampler: "str | Sampler | Callable[[Tensor], Plan]") -> Sampler:
         if sampler not in SAMPLERS:
             raise InvalidValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
         return SAMPLERS[sampler]()
+    if isinstance(sampler, type):
+        raise InvalidTypeError(f"sampler must be an instance such as {sampler.__name__}(), got the class")
     if isinstance(sampler, Sampler):
         return sampler
     if not callable(sampler):

@@ -191,7 +191,8 @@ class Model(ImageModel):
             is_set = value is not None if default is None else value != default
             if is_set and name not in self.sampling_options:
                 accepted = ", ".join(sorted(self.sampling_options - {"initial"}))
-                what = f"{self.kind} model" + ("" if self.num_classes else " without classes")
+                unlabelled = name in ("labels", "guidance") and not self.num_classes
+                what = f"{self.kind} model" + (" without classes" if unlabelled else "")
                 raise InvalidValueError(f"sample: a {what} takes no {name}; it takes {accepted}")
 
     @property

@@ -74,7 +74,7 @@ class DiffuseVAE(ConditionalDDPM):
     def check_trainable(self) -> None:
         if not self.has_first_stage:
             raise ConfigError(
-                "a DiffuseVAE needs a trained VAE before it is trained: take_first_stage(vae), or --first-stage FOLDER"
+                "a DiffuseVAE needs a trained first stage: take_first_stage(vae), or --first-stage FOLDER"
             )
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:

@@ -201,7 +201,9 @@ class DiffusionModel(Model):
         diffusion_of_batch: list[Tensor] = []  # filled below; the hooks of a learned schedule read it in backward
         gamma_t, slope = self._gamma_for_training(u, num_transitions, lambda: diffusion_of_batch[0])
         eps, weight = noise.at(stream=Stream.DIFFUSION), loss_weight(loss, gamma_t.detach(), slope.detach())
-        if loss != "elbo" and gamma_t.requires_grad:  # the network follows the loss, the schedule the bound
+        if loss != "elbo" and gamma_t.requires_grad:
+            # The network follows the loss, the schedule the bound: the gradient that reaches gamma_t through the
+            # network has the factor ``weight``, which is replaced by that of the bound, ½ slope.
             gamma_t.register_hook(lambda gradient: gradient * (0.5 * slope.detach() / weight))
         cond, cond_nats = self.draw_cond(x, noise)
         eps_hat = self.eps_hat(diffuse(to_unit_range(x, self.levels), gamma_t, eps), gamma_t, labels, cond)

@@ -127,7 +127,7 @@ def labels_of_request(labels: object, guidance: float | None, n: int, num_classe
     number = isinstance(guidance, (int, float)) and not isinstance(guidance, bool)
     if guidance is not None and not (number and math.isfinite(guidance)):
         raise InvalidValueError(f"sample: guidance must be a finite number or None, got {guidance!r}")
-    wanted = f"one integer or {n} integers in 0 .. {num_classes - 1}"
+    wanted = f"an integer in 0 .. {num_classes - 1}, or one for each of the n = {n} images"
     try:
         tensor = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

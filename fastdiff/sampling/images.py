@@ -42,6 +42,8 @@ def sample_images(
     n, batch_size = check_count("sample", "n", n, 0), check_count("sample", "batch_size", batch_size, 1)
     if output not in OUTPUTS:
         raise InvalidValueError(f"sample: output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+    if callback is not None and not callable(callback):
+        raise InvalidTypeError(f"sample: callback must be a callable (step, nfe, z_t, x_hat) or None, got {callback!r}")
     Noise(seed)  # checks it
     model = check_model("sample", load(model) if isinstance(model, (str, Path)) else model)
     model = model if device is None else model.to(device)

@@ -31,9 +31,9 @@ class Report:
     """The result of one step. Tensors stay on the device until they are read.
 
     step: number of steps done. loss: the training loss, mean over the batch, in nats per image if it is the bound. bpd:
-    the terms of the bound, means over the batch, in bits per dimension. gradient_norm: before clipping.
-    learning_rate_factor: factor of the learning rates. skipped: whether the step was skipped since its gradient was not
-    finite.
+    the terms of the bound, means over the batch, in bits per dimension. gradient_norm: of the loss in bits/dim, before
+    clipping. learning_rate_factor: factor of the learning rates. skipped: whether the step was skipped because its
+    gradient was not finite.
     """
 
     step: int

@@ -123,7 +123,7 @@ def test_training_can_be_resumed(tmp_path):
 def test_what_it_lacks_is_said_in_one_sentence():
     model, x = model_of(ToyConfig(shape=(1, 8, 8), levels=17)), images(2)
     assert evaluate_latents(model, x) == {}
-    with pytest.raises(InvalidValueError, match="a toy model without classes takes no steps"):
+    with pytest.raises(InvalidValueError, match="a toy model takes no steps"):
         fastdiff.sample(model, 1, steps=3)
     with pytest.raises(InvalidValueError, match="T must be None for a toy model"):
         evaluate(model, x, T=10)

@@ -107,7 +107,7 @@ def test_a_wrong_degradation_in_config_json(written, words, tmp_path, monkeypatc
 
 COND = torch.zeros(2, 1, 4, 4)
 REQUESTS = {
-    r"must be the degraded images \(2, 1, 4, 4\)": None,
+    r"must be the degraded images, of shape \(2, 1, 4, 4\)": None,
     r"must have shape \(2, 1, 4, 4\), got \(2, 1, 8, 8\)": torch.zeros(2, 1, 8, 8),
     r"shape .* got \(3, 1, 4, 4\)": torch.zeros(3, 1, 4, 4),
     r"0 \.\. 16, got 17": COND.byte() + 17,
