@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: sample test check mutants same-numbers bench bench-gpu static-cost format lint types clean
+.PHONY: sample test check machine mutants same-numbers bench bench-gpu static-cost format lint types clean
 
 sample: $(STAMP)  ## Draw 64 digits from the embedded model into samples.png
 	$(BIN)/fastdiff sample digits --out samples.png
@@ -14,6 +14,9 @@ test: $(STAMP)-dev  ## Run the tests, in two processes of one thread
 	$(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable
 
 check: lint types test  ## What every commit must pass
+
+machine: $(STAMP)-dev  ## Execute the compiled kernels' PTX, without a GPU
+	$(BIN)/python tests/machine/run.py
 
 mutants: $(STAMP)-dev  ## Apply the faults of tests/mutants/ one by one; the tests must find each
 	$(BIN)/python tests/mutants/run.py
@@ -31,15 +34,15 @@ types: $(STAMP)-dev
 bench: $(STAMP)-dev  ## Run the benchmarks
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
 
-static-cost: $(STAMP)-dev  ## Compile every kernel for GPUs that need not be there, and print what it costs
-	$(BIN)/python benchmarks/static_cost.py
+static-cost: $(STAMP)-dev  ## Compile every kernel for GPUs that need not be there, and print what it costs and executes
+	$(BIN)/python benchmarks/static_cost.py --executed
 
-bench-gpu: $(STAMP)-dev  ## On a GPU: check the kernels, time them, write benchmarks/results/<gpu>.json and README's tables
-	$(BIN)/python -m pytest benchmarks/test_correctness.py -q
-	$(BIN)/python -m pytest benchmarks/ --benchmark-only -k cuda --results auto
-	$(BIN)/python benchmarks/readme.py
+bench-gpu:  ## On a GPU, installing nothing: check the kernels, time them, write results and README's tables. MINUTES=30
+	PYTHONPATH=.:kernels $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu_run.py --minutes $(or $(MINUTES),30) \
+		--out build/gpu
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/readme.py
 
-format: $(STAMP)-dev  ## Rewrite the sources in the house style
+format: $(STAMP)-dev  ## Rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -16,7 +16,8 @@ Watch = Callable[[], float]
 # Calls per reading of `host_clock`: enough for the timer's resolution, few enough for a queue of 1024 launches
 HOST_CALLS = 20
 BACK_TO_BACK = 20  # calls per reading of a kernel that is too short for one pair of events
-MAX_FILLS = 200  # at most, of the buffer that keeps a GPU busy
+MAX_FLUSHES = 200  # at most, of the readings of a buffer that keep a GPU busy
+FLUSH_ROWS = 4096  # sums that one flush writes: 16 KB
 
 
 def wall_clock(device: torch.device) -> Callable[[Call], Watch]:
@@ -58,35 +59,50 @@ def host_clock(device: torch.device) -> Callable[[Call], Watch]:
 def gpu_clock(device: torch.device, cold: bool) -> Callable[[Call], Watch]:
     """Time the GPU per call, between two events.
 
-    Before the first event a buffer larger than the L2 cache is filled. This empties the cache, and keeps the GPU busy
-    until the host has queued the call, so that launches are not timed; the buffer is filled as often as necessary. (If
-    a call has more launches than the queue can hold, the time of the host cannot be hidden.)
+    Before the first event a buffer larger than the L2 cache is read, see `flush_of`. This empties the cache, and keeps
+    the GPU busy until the host has queued the call, so that launches are not timed; the buffer is read as often as
+    necessary. (If a call has more launches than the queue can hold, the time of the host cannot be hidden.)
 
     Args:
         device: the GPU.
         cold: if True, one call per reading, whose inputs are in memory. Otherwise up to `BACK_TO_BACK` calls, whose
             inputs are in the cache after the first, as between two layers of a network.
     """
-    properties = torch.cuda.get_device_properties(device)
-    buffer = torch.empty(max(4 * properties.L2_cache_size, 1 << 28), dtype=torch.uint8, device=device)
-    warm_up(buffer.zero_, device)
-    fill_seconds = _between_events(buffer.zero_, 20)
+    flush = flush_of(max(4 * torch.cuda.get_device_properties(device).L2_cache_size, 1 << 28), device)
+    warm_up(flush, device)
+    flush_seconds = _between_events(flush, 20)
 
     def clock(call: Call) -> Watch:
         warm_up(call, device)
         queued = min(host_clock_once(call, device) for _ in range(3))
         whole = min(wall_clock(device)(call)() for _ in range(3))
         calls = 1 if cold else max(1, min(BACK_TO_BACK, int(2e-3 / whole)))
-        fills = min(MAX_FILLS, 1 + math.ceil(2.0 * calls * queued / fill_seconds))
+        flushes = min(MAX_FLUSHES, 1 + math.ceil(2.0 * calls * queued / flush_seconds))
 
         def watch() -> float:
-            for _ in range(fills):
-                buffer.zero_()
+            for _ in range(flushes):
+                flush()
             return _between_events(call, calls)
 
         return watch
 
     return clock
+
+
+def flush_of(size: int, device: torch.device) -> Call:
+    """Return a call that fills the cache with clean lines, by reading a buffer of ``size`` bytes.
+
+    Writing the buffer would empty the cache of the inputs as well, but leave it full of lines that differ from memory.
+    The call that is timed would then wait until they are written back, and pay for that traffic. A sum over rows only
+    writes `FLUSH_ROWS` numbers; what any earlier call has left to write back is written back while the buffer is read.
+    """
+    buffer = torch.zeros(FLUSH_ROWS, size // (4 * FLUSH_ROWS), device=device)
+    sums = torch.empty(FLUSH_ROWS, device=device)
+
+    def flush() -> None:
+        torch.sum(buffer, dim=1, out=sums)
+
+    return flush
 
 
 def host_clock_once(call: Call, device: torch.device) -> float:

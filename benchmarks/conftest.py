@@ -7,9 +7,11 @@ never fails on a time; it fails where the two do not compute the same.
     pytest benchmarks/ --benchmark-only --quick                             seconds: small sizes, few rounds
     pytest benchmarks/ --benchmark-only -k cuda --results auto              to benchmarks/results/<the GPU's name>.json
 
-`make bench-gpu` runs `test_correctness` first, then the last of these, and writes README's tables.
+Rows of a measurement that is in the file already are replaced, the others stay: remove the file to start afresh.
+`gpu_run` runs all of them in order of worth where the time of a GPU is short; `make bench-gpu` uses it.
 """
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,9 +24,11 @@ from typing import Any
 import pytest
 import torch
 
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # before CUDA starts: both sides of a comparison multiply in float32
 sys.path.insert(0, str(Path(__file__).parent))  # for the sibling modules: pytest's importlib mode adds no folder
 
 from clocks import Call, Watch
+from fastdiff_kernels._triton import INTERPRETED
 from report import LEGEND, Row, device_name, machine, quantiles, table, write_json
 
 from fastdiff.kernels import backend
@@ -44,9 +48,11 @@ def measured_seconds() -> float:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --quick and --results."""
+    """Add --quick, --compile-only and --results."""
     parser.addoption("--quick", action="store_true", help="benchmarks: small sizes and few rounds")
-    what = "benchmarks: write the table as JSON, with versions; auto: results/<device>.json"
+    what = "benchmarks: run every call once, which compiles what it needs, and time nothing"
+    parser.addoption("--compile-only", action="store_true", help=what)
+    what = "benchmarks: merge the table into a JSON file, or into <device>.json in a folder; auto: benchmarks/results"
     parser.addoption("--results", type=Path, metavar="PATH", help=what)
 
 
@@ -80,7 +86,7 @@ def quick(pytestconfig: pytest.Config) -> bool:
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """The device that a benchmark names in its parameters, or a skip where this machine lacks it."""
-    if backend() == "interpreter":
+    if INTERPRETED:
         pytest.skip("TRITON_INTERPRET is set: the speed of the interpreter means nothing")
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
@@ -88,7 +94,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         pytest.skip(f"the backend is {backend()!r}: no Triton kernels to measure")
     torch.manual_seed(0)
     yield torch.device(request.param)
-    torch.compiler.reset()
+    if "torch._dynamo" in sys.modules:  # its import takes seconds, and without it nothing was compiled
+        torch.compiler.reset()
     if request.param == "cuda":
         torch.cuda.empty_cache()
 
@@ -104,6 +111,9 @@ def compare(pytestconfig: pytest.Config, quick: bool, benchmark: Any) -> Callabl
         timing: str,
         moved: int | None = None,
     ) -> None:
+        if pytestconfig.getoption("compile_only"):
+            benchmark.pedantic(lambda: [call() for call in calls.values()], rounds=1)
+            return
         watches = {name: clock(call) for name, call in calls.items()}
         samples = _in_turns(watches, QUICK_SECONDS if quick else FULL_SECONDS, benchmark)
         ours, copy = samples.pop("fastdiff"), samples.pop("copy", None)
@@ -159,10 +169,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def save(config: pytest.Config) -> Path | None:
-    """Write the rows so far where --results asks for them, and return that path."""
+    """Merge the rows so far where --results asks for them, and return that path."""
     path, rows = config.getoption("results"), config.stash[ROWS]
     if path is None or not rows:
         return None
-    path = RESULTS / f"{device_name()}.json" if path == Path("auto") else path
+    path = RESULTS if path == Path("auto") else path
+    path = path / f"{device_name()}.json" if path.is_dir() else path
     write_json(path, rows, config.getoption("quick"))
     return path

@@ -90,6 +90,20 @@ def norm_silu(
     return F.silu(x)
 
 
+def fused_norm_silu(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, pre_shift: Tensor | None, residual: Tensor | None,
+    skip: Tensor | None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """The addition and the concatenation before the norm, each as an operation of its own: y, or y and their result."""
+    if pre_shift is not None:
+        x = x + pre_shift[:, :, None, None]
+    if residual is not None:
+        x = x + residual
+    total = x if skip is None else torch.cat([x, skip], dim=1)
+    y = norm_silu(total, groups, weight, bias)
+    return y if residual is None and skip is None else (y, total)
+
+
 def level_nll(x: Tensor, mean: Tensor, logvar: Tensor, levels: int) -> Tensor:
     """-log softmax over the levels of a Gaussian at the bin centres, in nats [B]. Builds [B, ..., levels] tensors."""
     centres = (2.0 * torch.arange(levels, device=x.device) + 1.0) / levels - 1.0

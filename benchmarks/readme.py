@@ -6,8 +6,10 @@
 Sources: docs/bound.jsonl (`fastdiff evaluate digits --T 1,10,100,1000,inf --draws 256 --ode 64 --json`),
 docs/fd.jsonl (`fastdiff fd digits --sampler ancestral,ddim,dpm-solver,heun --steps 5,10,25,50,250 --json`), every
 benchmarks/results/*.json (`pytest benchmarks/ --benchmark-only --results PATH`), docs/static-cost.json
-(`python benchmarks/static_cost.py --json docs/static-cost.json`) and docs/host-cost.json
-(`python benchmarks/host_cost.py --json docs/host-cost.json`).
+(`python benchmarks/static_cost.py --json docs/static-cost.json`), docs/host-cost.json
+(`python benchmarks/host_cost.py --json docs/host-cost.json`), docs/footprint.json
+(`python benchmarks/footprint.py --json docs/footprint.json`) and docs/executed-cost.json
+(`python benchmarks/executed_cost.py --json docs/executed-cost.json`).
 """
 
 import json
@@ -18,6 +20,16 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ISSUE_RATE = 0.75 * 132 * 4 * 32 * 1.98e9  # an H200's instructions of threads per second, at 75 % of what it can issue
+EXECUTED = (  # runs and kernels of docs/executed-cost.json whose counts static ones do not show
+    *(("decoder_nll", f"logvar {value}", "nll_kernel") for value in (-13.3, -8.0, -4.0, 0.0)),
+    ("diffuse", "noise given", "diffuse_kernel"),
+    ("diffuse", "noise drawn, channels last", "diffuse_kernel"),
+    ("fourier_features", "2 frequencies, channels last", "fourier_last_kernel"),
+    ("fourier_features", "2 frequencies, channels last", "fourier_last_gradient_kernel"),
+    ("group_norm_silu", "whole groups", "norm_silu_kernel"),
+    ("group_norm_silu", "whole groups", "whole_gradient_kernel"),
+    ("group_norm_silu", "tiles", "norm_sums_kernel"),
+)
 BANDWIDTH = 4.3e12  # bytes per second of a copy on an H200
 
 
@@ -103,12 +115,47 @@ def predicted_share(row: dict[str, Any]) -> float:
     return copy / max(copy, issue)
 
 
+def executed_table() -> str:
+    """Instructions, transactions and bank conflicts of some runs; of several sizes the first."""
+    content = json.loads((ROOT / "docs/executed-cost.json").read_text())
+    lines = [
+        "| kernel | data | machine code | PTX executed | bank conflicts | transactions asked | needed |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for operation, data, kernel in EXECUTED:
+        same = [
+            row
+            for row in content["rows"]
+            if (row["operation"], row["data"], row["kernel"]) == (operation, data, kernel)
+        ]
+        rows = [row for row in same if row["shape"] == same[0]["shape"]]
+        columns = [("machine_code", 0), ("executed", 0), ("conflicts", 1), ("asked", 2), ("needed", 2)]
+        cells = [" / ".join(f"{row[name]:.{digits}f}" for row in rows) for name, digits in columns]
+        lines.append(f"| {kernel.removesuffix('_kernel')} | {data} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def host_table() -> str:
-    """Host microseconds of an eager call beside the launch."""
+    """Host microseconds of an eager call, our part and that of Triton's launch."""
     content = json.loads((ROOT / "docs/host-cost.json").read_text())
     lines = [f"{content['machine']['cpu']}, torch {content['machine']['torch']}:\n"]
-    lines += ["| operation | no gradient | recorded for a gradient |", "|---|---:|---:|"]
-    lines += [f"| {row['operation']} | {row['plain']:.1f} | {row['recorded']:.1f} |" for row in content["rows"]]
+    lines += ["| operation | no gradient | of which the launch | recorded for a gradient | of which the launch |"]
+    lines += ["|---|---:|---:|---:|---:|"]
+    names = ("plain", "plain_launch", "recorded", "recorded_launch")
+    for row in content["rows"]:
+        lines.append(f"| {row['operation']} | " + " | ".join(f"{row[name]:.1f}" for name in names) + " |")
+    return "\n".join(lines)
+
+
+def footprint_table() -> str:
+    """Operations, launches and element-wise megabytes of whole models."""
+    content = json.loads((ROOT / "docs/footprint.json").read_text())
+    lines = [f"torch {content['torch']}, batch of {content['batch']}:\n"]
+    lines += ["| model | what | operations | launches | element-wise MB |", "|---|---|---:|---:|---:|"]
+    for row in content["rows"]:
+        total = row["total"]
+        figures = f"{total['calls']:,} | {total['launches']:,} | {1e-6 * total['bytes']:,.0f}"
+        lines.append(f"| {row['model']} | {row['what']} | {figures} |")
     return "\n".join(lines)
 
 
@@ -116,7 +163,8 @@ def rendered(text: str) -> str:
     """README.md with its tables replaced."""
     tables = {
         "bound": bound_table(), "distance": distance_table(), "benchmarks": benchmark_tables(),
-        "static": static_table(), "host": host_table(),
+        "static": static_table(), "host": host_table(), "footprint": footprint_table(),
+        "executed": executed_table(),
     }  # fmt: skip
     for name, table in tables.items():
         block = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)

@@ -13,6 +13,7 @@ import torch
 
 import fastdiff
 
+Json = dict[str, Any]
 Quantiles = tuple[float, float, float]  # 20 %, 50 % and 80 % over the rounds
 LEGEND = (
     "medians; ratio = the alternative's time over fastdiff's, round by round (20 % to 80 % of the rounds): "
@@ -74,6 +75,7 @@ def machine() -> dict[str, Any]:
         found["gpu_l2"] = properties.L2_cache_size
         found["gpu_capability"] = f"{properties.major}.{properties.minor}"
         found["cuda"] = torch.version.cuda
+        found["tf32"] = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
     return found
 
 
@@ -85,10 +87,39 @@ def device_name() -> str:
 
 
 def write_json(path: Path, rows: list[Row], quick: bool) -> None:
-    """Write the rows, in seconds and bytes, with what they were measured on."""
+    """Merge rows, in seconds and bytes, with what they were measured on, into a file: see `merged`. Atomic."""
+    new = {"machine": machine(), "quick": quick, "rows": [json.loads(json.dumps(asdict(row))) for row in rows]}
+    merge_into(path, new)
+
+
+def merge_into(path: Path, new: Json) -> None:
+    """Replace a file by its merge with new results, or create it. A reader finds the old or the new file, whole."""
+    content = merged(json.loads(path.read_text()), new) if path.exists() else merged(new, new)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine(), "quick": quick, "rows": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
+
+
+def merged(old: Json, new: Json) -> Json:
+    """Merge two contents of results, in a fixed order of rows. Of two rows for one measurement the new one stays.
+
+    Results of another device, of other versions of torch or triton, or of a quick run do not mix: then the old ones go.
+    """
+    rows = {row_key(row): row for row in (*(old["rows"] if identity(old) == identity(new) else ()), *new["rows"])}
+    return {**new, "rows": [rows[key] for key in sorted(rows)]}
+
+
+def identity(content: Json) -> tuple:
+    """What results must have in common to stand in one file."""
+    found = content["machine"]
+    return content["quick"], *(found.get(name) for name in ("gpu", "torch", "triton", "backend"))
+
+
+def row_key(row: Json) -> tuple:
+    """What a row measures: rows with equal keys are the same measurement."""
+    names = ("device", "timing", "dtype", "operation", "case", "against")
+    return (*(row[name] for name in names), tuple(row["shape"]))
 
 
 def table(rows: list[Row]) -> list[str]:

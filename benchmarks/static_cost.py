@@ -2,6 +2,7 @@
 
     python benchmarks/static_cost.py                     every kernel for sm_80, sm_90, sm_100 and gfx942; some minutes
     python benchmarks/static_cost.py diffuse --targets sm_90 --json costs.json
+    python benchmarks/static_cost.py --executed          then also what `executed_cost` counts
 
 TRITON_INTERPRET must not be set, since the interpreter and the compiler cannot share a process. Each kernel is compiled
 as it is launched, with pointers and sizes that are multiples of 16, or as for small images. Registers and stack come
@@ -12,13 +13,13 @@ Instructions per element are all machine instructions except NOP, divided by the
 once, not per iteration, and both sides of a branch count. The number does not include how long an instruction takes (a
 special function occupies its unit for several cycles, a 64-bit product for two), waiting for memory, dependencies, or
 the launch. It is therefore a lower bound of the time for arithmetic, and serves to compare versions of one kernel.
+`executed_cost` counts how often loops run, the transactions with memory, and bank conflicts.
 """
 
 import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,10 +31,10 @@ from typing import Any
 
 import triton
 from kernel_variants import VARIANTS, Variant
+from machine_code import read_amd, read_nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TYPES = {"float32": "*fp32", "bfloat16": "*bf16"}
 BYTES = {"float32": 4, "bfloat16": 2}
 TARGETS = {
@@ -56,7 +57,7 @@ class Cost:
         load, store: bits of the widest global access, 0 for none.
         seconds: time of compilation.
         keeps_nan: whether it contains a minimum or maximum that propagates NaN (NVIDIA only).
-        reduces, aside: as in `Variant`.
+        reduces, aside, scalar: as in `Variant`.
         moved: bytes per element, 0 where `Variant` leaves that out.
     """
 
@@ -74,21 +75,25 @@ class Cost:
     keeps_nan: bool
     reduces: bool
     aside: bool
+    scalar: bool
     moved: int
 
 
 def jobs(pattern: str, targets: list[str], brief: bool) -> Iterator[tuple[int, str, str]]:
     """(index in `VARIANTS`, dtype, target).
 
-    If ``brief``, secondary variants are compiled for sm_90 only, and on other targets each kernel in one dtype only.
+    If ``brief``, secondary variants and those for one width of data are compiled for sm_90 only, and on other targets
+    each kernel in one dtype only.
     """
     for place, variant in enumerate(VARIANTS):
         if not re.search(pattern, f"{variant.kernel} {variant.name}"):
             continue
         for number, target in enumerate(targets):
             dtypes = list(TYPES)
+            if variant.bits:
+                dtypes = [dtype for dtype in dtypes if 8 * BYTES[dtype] == variant.bits]
             if brief and target != "sm_90":
-                dtypes = [] if variant.aside else [dtypes[(place + number) % 2]]
+                dtypes = [] if variant.aside or variant.bits else [dtypes[(place + number) % len(dtypes)]]
             yield from ((place, dtype, target) for dtype in dtypes)
 
 
@@ -98,11 +103,11 @@ def cost(place: int, dtype: str, target: str) -> Cost:
     start = perf_counter()
     compiled = compile_for(TARGETS[target], variant, dtype)
     seconds = perf_counter() - start
-    read = read_nvidia if "cubin" in compiled.asm else read_amd
-    found = read(compiled, TARGETS[target].warp_size * variant.warps)
+    asm, threads = compiled.asm, TARGETS[target].warp_size * variant.warps
+    found = read_nvidia(asm["cubin"], asm["ptx"], threads) if "cubin" in asm else read_amd(asm["amdgcn"], threads)
     found["instructions"] = round(found["instructions"] / variant.elements, 1)
     moved = variant.accesses * BYTES[dtype] + variant.more_bytes
-    known = {"reduces": variant.reduces, "aside": variant.aside, "moved": moved}
+    known = {"reduces": variant.reduces, "aside": variant.aside, "scalar": variant.scalar, "moved": moved}
     return Cost(variant.kernel, variant.name, dtype, target, seconds=round(seconds, 2), **known, **found)
 
 
@@ -121,58 +126,6 @@ def compile_for(target: GPUTarget, variant: Variant, dtype: str) -> Any:
     }
     source = ASTSource(fn=variant.function, signature=signature, constexprs=constants, attrs=aligned)
     return triton.compile(source, target=target, options={"num_warps": variant.warps})
-
-
-def read_nvidia(compiled: Any, threads: int) -> dict[str, Any]:
-    """Registers, spills, stack, instructions times threads, and widest accesses, from cuobjdump and nvdisasm."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
-        cubin.flush()
-        usage = _tool("cuobjdump", "--dump-resource-usage", cubin.name)
-        code = _tool("nvdisasm", "-c", cubin.name)
-    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # pyright: ignore[reportOptionalMemberAccess]
-    names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", code)
-    return {
-        "registers": registers,
-        "spills": sum(name.startswith(("LDL", "STL")) for name in names),
-        "stack": stack,
-        "instructions": threads * sum(name != "NOP" for name in names),
-        "load": max((_bits(name) for name in names if name.startswith("LDG")), default=0),
-        "store": max((_bits(name) for name in names if name.startswith("STG")), default=0),
-        "keeps_nan": "max.NaN" in compiled.asm["ptx"],
-    }
-
-
-def read_amd(compiled: Any, threads: int) -> dict[str, Any]:
-    """The same from AMD's assembly and metadata."""
-    text = compiled.asm["amdgcn"]
-    meta = {name: int(value) for name, value in re.findall(r"\.(\w+):\s+(\d+)\s*$", text, re.MULTILINE)}
-    names = re.findall(r"^\t([sv]_\w+|global_\w+|buffer_\w+|ds_\w+|flat_\w+|scratch_\w+)", text, re.MULTILINE)
-    memory = [name for name in names if name.startswith(("global_", "buffer_"))]
-    return {
-        "registers": meta["vgpr_count"],
-        "spills": meta["vgpr_spill_count"] + meta["sgpr_spill_count"],
-        "stack": meta["private_segment_fixed_size"],
-        "instructions": threads * sum(name != "s_nop" for name in names),
-        "load": max((_amd_bits(name) for name in memory if "_load_" in name), default=0),
-        "store": max((_amd_bits(name) for name in memory if "_store_" in name), default=0),
-        "keeps_nan": False,
-    }
-
-
-def _bits(name: str) -> int:
-    """Width of an access such as LDG.E.128; 32 if the name contains none."""
-    found = re.search(r"\.(?:[US](8|16)|(64|128))(?:\.|$)", name)
-    return int(found.group(1) or found.group(2)) if found else 32
-
-
-def _amd_bits(name: str) -> int:
-    found = re.search(r"dwordx(\d)", name)
-    return 32 * int(found.group(1)) if found else 32 if "dword" in name else 16 if "short" in name else 8
-
-
-def _tool(name: str, *arguments: str) -> str:
-    return subprocess.run([str(TOOLS / name), *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def table(costs: list[Cost]) -> str:
@@ -198,6 +151,7 @@ def main() -> int:
         "--cached", action="store_true", help="use Triton's cache; the seconds of compilation are then meaningless"
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the table as JSON")
+    parser.add_argument("--executed", action="store_true", help="then also count what is executed, on sm_90")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
         parser.error("TRITON_INTERPRET must not be set, since interpreted kernels cannot be compiled")
@@ -212,17 +166,33 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as fresh:
         if not options.cached:
             os.environ["TRITON_CACHE_DIR"] = fresh
-        with ProcessPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            costs = []
-            for done in pool.map(cost, *zip(*work, strict=True)):
-                costs.append(done)
-                print(f"\r{len(costs)} of {len(work)} compiled", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    print(table(costs))
+        costs = compile_all(work)
+        print(table(costs))
+        if options.executed:
+            report_executed(options.kernel)
     if options.json is not None:
         content = {"triton": triton.__version__, "rows": [asdict(row) for row in costs]}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
+
+
+def compile_all(work: list[tuple[int, str, str]]) -> list[Cost]:
+    """Costs of some `jobs`, compiled in several processes."""
+    costs = []
+    with ProcessPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for done in pool.map(cost, *zip(*work, strict=True)):
+            costs.append(done)
+            print(f"\r{len(costs)} of {len(work)} compiled", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return costs
+
+
+def report_executed(pattern: str) -> None:
+    """Print what the runs execute that match the pattern, if there are any."""
+    import executed_cost  # needs tests/machine
+
+    if costs := executed_cost.counted(pattern):
+        print("\n" + executed_cost.table(costs))
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def gaussian_log_ratio_case(z: Tensor) -> Case:
 
 
 def group_norm_case(like: Tensor, modulated: bool, backward: bool) -> Case:
-    """Channels-last features of as many elements, with a scale and shift: reads x, writes y; backward 4 reads, 1 write.
+    """Channels-last features of as many elements, with a scale and shift: reads x, writes y; backward 2 reads, 1 write.
 
     Four channels per group. A user's model holds weight and bias in the dtype of its data; ours are float32.
     """
@@ -182,8 +182,34 @@ def group_norm_case(like: Tensor, modulated: bool, backward: bool) -> Case:
     inputs = tuple(value.detach().requires_grad_() for value in args if isinstance(value, Tensor))
     args, upstream = (inputs[0], args[1], *inputs[1:]), torch.randn_like(x)
     ours = partial(group_norm_silu, *args)
-    case = Case(f"{name} + gradient", noise, ours, naive.norm_silu, args, args, _bytes(x, 7), inputs, upstream)
+    case = Case(f"{name} + gradient", noise, ours, naive.norm_silu, args, args, _bytes(x, 5), inputs, upstream)
     return replace(case, shape=tuple(x.shape))
+
+
+def fused_norm_case(like: Tensor, used: str) -> Case:
+    """The norm, and its gradient, of what ``used`` names: an addition to x, per channel or per element, or two sources.
+
+    Bytes are those of whole groups. The sum with a residual, or the concatenation with a skip, is written, and backward
+    reads its gradient.
+    """
+    size = next(size for size in ((128, 32, 32), (64, 8, 8), (4, 2, 2)) if like.numel() % math.prod(size) == 0)
+    x = like.reshape(-1, *size).contiguous(memory_format=torch.channels_last)
+    channels = size[0] * (2 if used == "skip" else 1)
+    given = {"pre_shift": torch.randn(x.shape[:2], dtype=x.dtype, device=x.device)} | dict.fromkeys(
+        ("residual", "skip"), torch.randn_like(x)
+    )
+    leaves = [x, *torch.randn(2, channels, device=x.device).unbind(0), given[used]]
+    inputs = tuple(value.detach().requires_grad_() for value in leaves)
+    named = {name: inputs[3] if name == used else None for name in given}
+    ours = partial(group_norm_silu, inputs[0], size[0] // 4, *inputs[1:3], **named)
+    args = inputs[0], size[0] // 4, *inputs[1:3], *named.values()
+    upstream = torch.randn(len(x), channels, *size[1:], dtype=x.dtype, device=x.device).contiguous(
+        memory_format=torch.channels_last
+    )
+    moved = _bytes(x, {"pre_shift": 5, "residual": 8, "skip": 14}[used])
+    upstream = upstream if used == "pre_shift" else (upstream, torch.randn_like(upstream))
+    name, naively = "group_norm_silu + gradient", naive.fused_norm_silu
+    return Case(name, used, ours, naively, args, args, moved, inputs, upstream, shape=tuple(x.shape))
 
 
 def decoder_nll_case(like: Tensor) -> Case:
@@ -216,6 +242,9 @@ CASES = {
     "group_norm_silu-forward": partial(group_norm_case, modulated=True, backward=False),
     "group_norm_silu-both": partial(group_norm_case, modulated=True, backward=True),
     "group_norm_silu-plain": partial(group_norm_case, modulated=False, backward=True),
+    "group_norm_silu-pre_shift": partial(fused_norm_case, used="pre_shift"),
+    "group_norm_silu-residual": partial(fused_norm_case, used="residual"),
+    "group_norm_silu-skip": partial(fused_norm_case, used="skip"),
     "decoder_nll": decoder_nll_case,
 }
 SETTINGS = [

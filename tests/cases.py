@@ -1,5 +1,6 @@
 """Every operation with its float64 counterpart, as functions of the same list of tensors, and their comparison."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from fastdiff_kernels import (
     eps_loss,
     fourier_features,
     gaussian_log_ratio,
-    group_norm_kernels,
+    group_norm_blocks,
     group_norm_silu,
     reparameterize,
     sampler_step,
@@ -35,6 +36,9 @@ class Case:
     exact: Callable[..., Tensor | tuple[Tensor, ...]]
     differentiable: tuple[int, ...]  # positions of the arguments that get a gradient
     make: Callable[[tuple[int, ...], torch.dtype], list[Tensor]]
+    sums_first: tuple[
+        int, ...
+    ] = ()  # positions of the arguments whose gradient adds up the first one's over its pixels
 
 
 def normal(shape, dtype, seed=0):
@@ -159,13 +163,21 @@ CASES = {
 }
 
 
+def cancellation(case: Case, position: int, first: Tensor) -> float:
+    """What rounding of its terms may change in a gradient that adds up the first one, whatever the arguments are."""
+    if position not in case.sums_first or not first.numel():
+        return 0.0
+    return 2.0**-24 * float(first.reshape(*first.shape[:2], -1).abs().sum(2).max())
+
+
 def run(function, tensors, differentiable):
     """Values and gradients of a random weighted sum of them."""
     leaves = [t.detach().requires_grad_(k in differentiable) for k, t in enumerate(tensors)]  # layouts are kept
     outputs = function(*leaves)
     outputs = [o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o is not None]
     total = sum((o.cpu().double() * normal(o.shape, torch.float64, 99)).sum() for o in outputs)
-    total.backward()
+    with scope(function):
+        total.backward()
     return [o.detach() for o in outputs], [leaves[k].grad for k in differentiable]
 
 
@@ -177,54 +189,96 @@ def assert_close(found: Tensor, exact: Tensor, dtype: torch.dtype, backend: str 
     assert error <= allowed * scale, f"error {error / scale:.3g} of the largest entry, allowed {allowed:.3g}"
 
 
+EVERYTHING = "scale shift pre_shift residual skip"
 EPS = 0.1  # a group of one or of equal elements has no variance: 1e-5 would magnify its rounding 300 times
 
 
-def groups(x):
-    """Several groups where the channels allow it."""
-    return math.gcd(x.shape[1], 4)
+@dataclass(frozen=True)
+class InTiles:
+    """A function that is run and differentiated with groups that do not fit on chip."""
+
+    function: Callable[..., Tensor | tuple[Tensor, ...]]
+
+    def __call__(self, *tensors):
+        with self.forced():
+            return self.function(*tensors)
+
+    def forced(self):
+        return mock.patch.object(group_norm_blocks, "ON_CHIP", 16)
 
 
-def group_norm_case(modulated, on_chip):
-    """Groups of up to ``on_chip`` elements are normalised in one kernel, larger ones in tiles."""
+def scope(function):
+    """The context in which a function of a case is differentiated."""
+    return function.forced() if isinstance(function, InTiles) else contextlib.nullcontext()
 
-    def ours(x, weight, bias, scale=None, shift=None):
-        with mock.patch.object(group_norm_kernels, "ON_CHIP", on_chip):
-            return group_norm_silu(x, groups(x), weight, bias, scale, shift, EPS)
 
-    def exact(x, *others):
-        return oracle.group_norm_silu(x, groups(x), *others, eps=EPS)
+def group_norm_case(used="", tiles=False, activation=True):
+    """Groups are normalised in one kernel, or in ``tiles``, with the optional tensors that ``used`` names.
+
+    A group holds channels of x and of skip where the channels allow it.
+    """
+    names = used.split()
+
+    def arguments(x, others):
+        named = dict(zip(names, others, strict=True))
+        channels = x.shape[1] + (named["skip"].shape[1] if "skip" in named else 0)
+        return math.gcd(channels, 4), named | {"eps": EPS, "activation": activation}
+
+    def ours(x, weight, bias, *others):
+        groups, named = arguments(x, others)
+        return group_norm_silu(x, groups, weight, bias, **named)
+
+    def exact(x, weight, bias, *others):
+        groups, named = arguments(x, others)
+        return oracle.group_norm_silu(x, groups, weight, bias, **named)
 
     def make(shape, dtype):
-        affine = [vector(shape[1], 1, 1.0), vector(shape[1], 2, 1.0)]
-        modulation = [normal(shape[:2], torch.float32, 3), normal(shape[:2], torch.float32, 4)]
-        return [normal(shape, dtype), *affine, *(modulation if modulated else [])]
+        behind = (shape[0], shape[1] + 2, *shape[2:])
+        channels = shape[1] + (behind[1] if "skip" in names else 0)
+        sizes = {"pre_shift": shape[:2], "scale": (shape[0], channels), "shift": (shape[0], channels)}
+        data = {"residual": shape, "skip": behind}
+        others = [normal(sizes.get(name, data.get(name)), dtype if name in data else torch.float32, 3 + k)
+                  for k, name in enumerate(names)]  # fmt: skip
+        return [normal(shape, dtype), vector(channels, 1, 1.0), vector(channels, 2, 1.0), *others]
 
-    return Case(ours, exact, (0, 1, 2, 3, 4) if modulated else (0, 1, 2), make)
+    sums_first = (3 + names.index("pre_shift"),) if "pre_shift" in names else ()
+    return Case(InTiles(ours) if tiles else ours, exact, tuple(range(3 + len(names))), make, sums_first)
 
 
+def channels_last(case: Case) -> Case:
+    """The case with images [B, C, H, W] in channels-last memory, where drawn noise has another order than the data."""
+
+    def ours(*tensors):
+        return case.ours(*(t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors))
+
+    return Case(ours, case.exact, case.differentiable, case.make)
+
+
+LAST = ("diffuse drawn", "eps_loss drawn", "sampler_step drawn", "reparameterize drawn", "fourier_features")
 TABLE = torch.tensor([[9.0] * 10, PLAIN_ROW, [9.0] * 10])
 MORE_CASES = {
     "draw": Case(
-        lambda x: NOISE.normal(x.shape, x.dtype),
+        lambda x: NOISE.normal(x.shape, x.dtype, x.device),
         lambda x: NOISE.normal(x.shape).to(x.dtype),
         (),
         lambda shape, dtype: [normal(shape, dtype)],
     ),
     "draw uniform": Case(
-        lambda x: NOISE.uniform(x.shape, x.dtype),
+        lambda x: NOISE.uniform(x.shape, x.dtype, x.device),
         lambda x: NOISE.uniform(x.shape).to(x.dtype),
         (),
         lambda shape, dtype: [normal(shape, dtype)],
     ),
     "sampler_step without x_hat": Case(
-        lambda z_t, eps_hat: sampler_step(z_t, eps_hat, torch.tensor(PLAIN_ROW), keep_x_hat=False),
+        lambda z_t, eps_hat: sampler_step(z_t, eps_hat, torch.tensor(PLAIN_ROW, device=z_t.device), keep_x_hat=False),
         lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, PLAIN_ROW)[0],
         (0, 1),
         lambda shape, dtype: [normal(shape, dtype, 0), normal(shape, dtype, 1)],
     ),
     "sampler_step with a table": Case(
-        lambda z_t, eps_hat: sampler_step(z_t, eps_hat, TABLE, None, 0.8, step=torch.tensor([1])),
+        lambda z_t, eps_hat: sampler_step(
+            z_t, eps_hat, TABLE.to(z_t.device), None, 0.8, step=torch.tensor([1], device=z_t.device)
+        ),
         lambda z_t, eps_hat: oracle.sampler_step(z_t, eps_hat, PLAIN_ROW, None, 0.8),
         (0, 1),
         lambda shape, dtype: [normal(shape, dtype, 0), normal(shape, dtype, 1)],
@@ -237,10 +291,19 @@ MORE_CASES = {
         (0,),
         lambda shape, dtype: [normal(shape, dtype)],
     ),
-    "group_norm_silu, whole groups": group_norm_case(modulated=False, on_chip=group_norm_kernels.ON_CHIP),
-    "group_norm_silu in tiles": group_norm_case(modulated=True, on_chip=16),
+    "group_norm_silu, whole groups": group_norm_case(),
+    "group_norm_silu, modulated": group_norm_case("scale shift"),
+    "group_norm_silu, pre_shift": group_norm_case("pre_shift"),
+    "group_norm_silu, residual": group_norm_case("residual"),
+    "group_norm_silu, skip": group_norm_case("skip"),
+    "group_norm_silu, everything": group_norm_case(EVERYTHING),
+    "group_norm_silu, plain": group_norm_case(activation=False),
+    "group_norm_silu in tiles": group_norm_case("scale shift", tiles=True),
+    "group_norm_silu in tiles, pre_shift": group_norm_case("pre_shift", tiles=True),
+    "group_norm_silu in tiles, residual": group_norm_case("residual", tiles=True),
+    "group_norm_silu in tiles, everything": group_norm_case(EVERYTHING, tiles=True, activation=False),
 }
-EVERY_CASE = {**MORE_CASES, **CASES}
+EVERY_CASE = {**MORE_CASES, **CASES, **{f"{name}, channels last": channels_last(CASES[name]) for name in LAST}}
 
 
 def evaluate(function, tensors, differentiable, place=lambda upstream: upstream):
@@ -250,5 +313,6 @@ def evaluate(function, tensors, differentiable, place=lambda upstream: upstream)
     outputs = [o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o is not None]
     upstream = [place(normal(o.shape, o.dtype, 99 + k)) for k, o in enumerate(outputs)]
     wanted = [leaves[k] for k in differentiable]
-    gradients = torch.autograd.grad(outputs, wanted, upstream) if wanted else ()
+    with scope(function):
+        gradients = torch.autograd.grad(outputs, wanted, upstream) if wanted else ()
     return [o.detach() for o in outputs], list(gradients)

@@ -16,6 +16,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+collect_ignore = ["machine"]  # compiles kernels, in a process of its own: tests/machine/run.py
+
 torch.set_num_threads(1)
 settings.register_profile("fastdiff", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("fastdiff")

@@ -72,15 +72,27 @@ def decoder_nll(x: Tensor, mean: Tensor, logvar: Tensor, levels: int) -> Tensor:
     return -chosen.flatten(1).sum(1)
 
 
-def group_norm_silu(x, groups, weight, bias, scale=None, shift=None, eps=1e-5):
-    """Normalise group by group, channel by channel; silu(v) = v / (1 + e^-v)."""
-    size, columns = x.shape[1] // groups, []
-    for c in range(x.shape[1]):
-        group = x[:, c // size * size : (c // size + 1) * size].flatten(1)
+def group_norm_silu(
+    x, groups, weight, bias, scale=None, shift=None, eps=1e-5, *, pre_shift=None, residual=None, skip=None,
+    activation=True, rounded_to=torch.float64,
+):  # fmt: skip
+    """Normalise group by group, channel by channel; silu(v) = v / (1 + e^-v). ``rounded_to``: dtype of the total."""
+    total = x
+    if pre_shift is not None:
+        total = total + pre_shift.reshape(*x.shape[:2], *[1] * (x.dim() - 2))
+    if residual is not None:
+        total = total + residual
+    u = total if skip is None else torch.cat([total, skip], dim=1)
+    if residual is not None or skip is not None:
+        u = u + (u.detach().to(rounded_to).double() - u.detach())  # of derivative 1
+    size, columns = u.shape[1] // groups, []
+    for c in range(u.shape[1]):
+        group = u[:, c // size * size : (c // size + 1) * size].flatten(1)
         mean = group.sum(1) / group.shape[1]
         variance = ((group - mean[:, None]) ** 2).sum(1) / group.shape[1]
-        v = (x[:, c] - shaped(mean, x[:, c])) / torch.sqrt(shaped(variance, x[:, c]) + eps) * weight[c] + bias[c]
+        v = (u[:, c] - shaped(mean, u[:, c])) / torch.sqrt(shaped(variance, u[:, c]) + eps) * weight[c] + bias[c]
         if scale is not None:
             v = v * shaped(1.0 + scale[:, c], v) + shaped(shift[:, c], v)
-        columns.append(v / (1.0 + torch.exp(-v)))
-    return torch.stack(columns, dim=1)
+        columns.append(v / (1.0 + torch.exp(-v)) if activation else v)
+    y = torch.stack(columns, dim=1)
+    return y if residual is None and skip is None else (y, u)

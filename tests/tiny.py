@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fastdiff.diffusion import Plan, Schedule, as_sampler, make_plan, sample_latents
-from fastdiff.kernels import Noise, Stream
+from fastdiff.kernels import Noise, Stream, to_unit_range
 from fastdiff.models import (
     DDPM,
     HVAE,
@@ -134,4 +134,5 @@ def diffusion_nats(
     model: DiffusionModel, x: torch.Tensor, noise: Noise, u: torch.Tensor, num_transitions: int | None = None
 ) -> torch.Tensor:
     """The diffusion term of the bound at times u; None is continuous time."""
-    return model._diffusion(x, noise, u, num_transitions, None, model.draw_cond(x, noise)[0])
+    data = to_unit_range(x, model.levels)
+    return model._diffusion(data, noise, u, num_transitions, None, model.draw_cond(x, noise)[0])

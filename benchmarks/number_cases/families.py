@@ -1,12 +1,15 @@
 """What all cases of `same_numbers.py` share: the class of a case, the models and the images.
 
 A case is a name and a function of ``api``, which is the module `old_api` or `new_api`: the same calls, in the API of
-one version. Models have fresh weights from one seed. Parameters that start at zero are filled with small random
-numbers, in the order of `parameters()`, which does not depend on their names.
+one version. Models have fresh weights from one seed, where parameters that start at zero are filled with small random
+numbers. The first version saves them, and the second loads them: so a version may name and arrange its parameters in
+its own way.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +51,7 @@ VAES = ("vae", "hvae", "hvae, free bits", "vae, paper's network")
 LABELLED = (EMBEDDED, "vdm", "ddpm, fixed_large")
 RESTORATION = ("superresolution2", "superresolution4", "denoising")
 SHIFTED = ("diffusevae2", "diffusevae2, v", "diffusevae2, v, learned")  # formulation 2: another rounding is allowed
+WEIGHTS = [Path("weights")]  # the folder of the weights; `same_numbers` names one for both versions
 COUNT, LABELS = 8, torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])
 
 
@@ -64,17 +68,25 @@ class Case:
 
 
 def fresh(api: Any, family: str, **changes: Any) -> nn.Module:
-    """A family's model in eval mode."""
+    """A family's model in eval mode, with the weights that the first version drew."""
     preset, own = FAMILIES[family]
     if family == EMBEDDED:
         return api.load(preset)
+    path = WEIGHTS[0] / re.sub(r"\W+", "-", f"{family} {sorted(changes.items())}")
+    if not path.exists():
+        _draw(api, preset, own | changes).save(path)
+    return api.load(path)
+
+
+def _draw(api: Any, preset: str, changes: dict[str, Any]) -> nn.Module:
+    """A preset's model with changed fields of its configuration and weights from a seed, none of them all zero."""
     torch.manual_seed(0)
-    model, generator = api.build(preset, **(own | changes)), torch.Generator().manual_seed(1)
+    model, generator = api.build(preset, **changes), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.05, generator=generator)
-    return model.eval()
+    return model
 
 
 def held_out(api: Any, count: int = 16) -> Tensor:

@@ -36,7 +36,8 @@ def sample_latents(
         noise: the step noise; ``first_sample`` is the index of the batch's first sample in the request.
         unconditional: `predict` without labels, for classifier-free guidance by the plan's column w.
         shared_noise: use the noise of the first sample for the whole batch.
-        callback: called after each row as ``callback(step, nfe, z, x_hat)``.
+        callback: called after each row as ``callback(step, nfe, z, x_hat)``, with contiguous tensors: copies where z is
+            channels-last, so that changes in place may not reach the sampler.
 
     Raises:
         SamplingError: the result is not finite.
@@ -65,7 +66,7 @@ def sample_latents(
             history = [x_hat, *history][:remembered]
             if callback is not None:
                 calls = (row + 1) * (1 if unconditional is None else 2)
-                callback(row // plan.calls_per_step, calls, z, x_hat)
+                callback(row // plan.calls_per_step, calls, z.contiguous(), x_hat.contiguous())
         eps.advance()
     return _finite(z, len(rows))
 

@@ -3,9 +3,11 @@
 Checkpoints of fastdiff 0.1.0 are read through it. A configuration class is named by its present name.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Json = dict[str, Any]
@@ -34,6 +36,13 @@ RENAMED_TENSORS = {
     "network.label.": "network.label_embedding.",
 }
 
+# The residual blocks of a U-Net had a linear layer each, which are one now: the parts of such a name are the network,
+# the block, and weight or bias with its moments in optimizer.safetensors.
+_JOINED = re.compile(
+    r"(network)\.(down\.\d+\.blocks\.\d+|middle_in|middle_out|up\.\d+\.blocks\.\d+)\.(?:projection|modulation)\.(.+)"
+)
+_STAGES = ("down", "middle_in", "middle_out", "up")  # in the order in which the blocks are called
+
 
 def renamed(config: str, data: Json) -> Json:
     """Return the fields of the configuration class ``config`` under their present names and values."""
@@ -60,4 +69,22 @@ def renamed_tensors(tensors: Mapping[str, Tensor], known: Collection[str] = ()) 
             if name.startswith(old):
                 name = new + name.removeprefix(old)  # noqa: PLW2901
         result[name] = tensor
+    return _joined(result, known)
+
+
+def _joined(tensors: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
+    """Return the tensors with the linear layers of a U-Net's blocks joined to one, in the order of the blocks."""
+    result, parts = {}, {}
+    for name, tensor in tensors.items():
+        found = None if name in known else _JOINED.fullmatch(name)
+        if found is None:
+            result[name] = tensor
+        else:
+            network, block, rest = found.groups()
+            stage, *numbers = block.replace("blocks.", "").split(".")
+            place = (_STAGES.index(stage), *map(int, numbers))
+            parts.setdefault(f"{network}.projections.{rest}", {})[place] = tensor
+    for name, blocks in parts.items():
+        in_order = [blocks[place] for place in sorted(blocks)]
+        result[name] = in_order[0] if name.endswith(".step") else torch.cat(in_order)  # all have the same step
     return result

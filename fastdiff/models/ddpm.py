@@ -185,15 +185,15 @@ class DDPM(DiffusionModel):
         assert num_transitions is not None
         u = (stratified_times if stratified else independent_times)(noise, len(x)).to(x.device)
         i = torch.floor(u * T).clamp_(max=T - 1)  # counts from 0 here
-        gamma_t, gamma_s = self._noise_levels(i, num_transitions, noise)
-        top, _ = self._noise_levels(torch.full_like(i, num_transitions), num_transitions, noise)
+        # of the drawn step, of z_T, and of the drawn step or, where that is the decoder's, the one above it
+        steps = torch.stack([i, torch.full_like(i, num_transitions), i.clamp(min=1)])
+        (gamma_t, top, upper), (gamma_s, _, lower) = self._noise_levels(steps, num_transitions, noise)
         eps, data = noise.at(stream=Stream.DIFFUSION), to_unit_range(x, self.levels)
         z_t = diffuse(data, gamma_t.float(), eps)
         cond, cond_nats = self.draw_cond(x, noise)
         eps_hat, v = self.predict(z_t, gamma_t.float(), labels, cond)
         weighted = None
         if loss != "elbo":
-            upper, lower = self._noise_levels(i.clamp(min=1), num_transitions, noise)  # at i = 0: those of step 1
             slope = num_transitions * torch.expm1(upper - lower).float()
             weighted = loss_weight(loss, gamma_t.float(), slope) * eps_loss(eps_hat, eps, torch.ones_like(slope))
             eps_hat = eps_hat.detach()
@@ -210,7 +210,7 @@ class DDPM(DiffusionModel):
         return Objective(weighted if v is None else weighted + HYBRID / math.log(2.0) * vlb.total, reported)
 
     def _noise_levels(self, i: Tensor, num_transitions: int, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Return gamma of the levels i and i - 1 for training, float64 [B] each, i [B] in 0 .. num_transitions.
+        """Return gamma of the levels i and i - 1 for training, float64 like i [.., B] in 0 .. num_transitions.
 
         Level -1 is level 0. With continuous noise conditioning alpha_i <- (1 - f) alpha_i + f alpha_{i-1}, with one
         f ~ U(0, 1) per sample for all levels; the level below the lowest is that of `LEAST_BETA`. The moved levels are
@@ -226,7 +226,7 @@ class DDPM(DiffusionModel):
         decay = F.softplus(gamma)  # -log alpha²
         least = decay[:1].clamp(max=-math.log1p(-LEAST_BETA))
         step = 0.5 * (decay - torch.cat([least, decay[:-1]]))
-        f = noise.at(stream=Stream.TIMES).uniform((len(i), 2))[:, 1].double().remainder(1.0).to(decay.device)
+        f = noise.at(stream=Stream.TIMES).uniform((i.shape[-1], 2))[:, 1].double().remainder(1.0).to(decay.device)
         # the interpolation of alpha in terms of log alpha: at the ends of a chain alpha rounds to 1 or underflows
         moved = (decay[level] - 2.0 * torch.log1p(f * torch.expm1(step[level])) for level in (here, below))
         here, below = (log_expm1(each) for each in moved)

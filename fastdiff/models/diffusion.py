@@ -113,32 +113,34 @@ class DiffusionModel(Model):
         num_transitions = self.num_transitions(self.check_T("vlb", T))
         u = stratified_times(noise, len(x), total).to(x.device)
         cond, cond_nats = self.draw_cond(x, noise)
-        recon, prior = self._end_terms(x, noise, labels, cond)
-        diffusion = self._diffusion(x, noise, u, num_transitions, labels, cond)
+        data = to_unit_range(x, self.levels)
+        recon, prior = self._end_terms(x, data, noise, labels, cond)
+        diffusion = self._diffusion(data, noise, u, num_transitions, labels, cond)
         return Vlb(recon, plus_cond(prior, cond_nats), diffusion)
 
-    def _end_terms(self, x: Tensor, noise: Noise, labels: Tensor | None, cond: Tensor | None) -> tuple[Tensor, Tensor]:
-        """-log p(x | z_0) for one z_0 ~ q(z_0 | x), and KL(q(z_1 | x) || N(0, I)); [B] each."""
-        data = to_unit_range(x, self.levels)
+    def _end_terms(
+        self, x: Tensor, data: Tensor, noise: Noise, labels: Tensor | None, cond: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """-log p(x | z_0) for one z_0 ~ q(z_0 | x), and KL(q(z_1 | x) || N(0, I)), [B] each; data is x in [-1, 1]."""
         gamma_0, gamma_1 = self.gamma.endpoints()
         z_0 = diffuse(data, gamma_0.expand(len(x)), noise.at(stream=Stream.RECON))
         return self.recon_nats(x, z_0, labels, cond), prior_nats(data, gamma_1)
 
     def _diffusion(
         self,
-        x: Tensor,
+        data: Tensor,
         noise: Noise,
         u: Tensor,
         num_transitions: int | None,
         labels: Tensor | None,
         cond: Tensor | None,
     ) -> Tensor:
-        """The diffusion term at times u float64 [B] in [0, 1), [B].
+        """The diffusion term of data in [-1, 1] at times u float64 [B] in [0, 1), [B].
 
         T = infinity: ½ gamma'(t) |eps - eps_hat|² (Kingma et al. 2021, eq. 17). Finite T: the number of steps times
         KL(q(z_s | z_t, x) || p(z_s | z_t)) of the step that u selects.
         """
-        data, eps = to_unit_range(x, self.levels), noise.at(stream=Stream.DIFFUSION)
+        eps = noise.at(stream=Stream.DIFFUSION)
         if num_transitions is None:
             gamma_t, slope = self.gamma.both(u)
             eps_hat = self.eps_hat(diffuse(data, gamma_t.float(), eps), gamma_t.float(), labels, cond)
@@ -159,13 +161,14 @@ class DiffusionModel(Model):
 
     def end_terms(self, x: Tensor, noise: Noise, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         cond, cond_nats = self.draw_cond(x, noise)
-        recon, prior = self._end_terms(x, noise, labels, cond)
+        recon, prior = self._end_terms(x, to_unit_range(x, self.levels), noise, labels, cond)
         return recon, plus_cond(prior, cond_nats)
 
     def transition_nats(
         self, x: Tensor, noise: Noise, u: Tensor, num_transitions: int, labels: Tensor | None = None
     ) -> Tensor:
-        return self._diffusion(x, noise, u, num_transitions, labels, self.draw_cond(x, noise)[0])
+        data, cond = to_unit_range(x, self.levels), self.draw_cond(x, noise)[0]
+        return self._diffusion(data, noise, u, num_transitions, labels, cond)
 
     def check_T(self, where: str, T: int | None) -> int | None:
         check_T(where, T, 1 + self.network_decoder)
@@ -206,8 +209,9 @@ class DiffusionModel(Model):
             # network has the factor ``weight``, which is replaced by that of the bound, ½ slope.
             gamma_t.register_hook(lambda gradient: gradient * (0.5 * slope.detach() / weight))
         cond, cond_nats = self.draw_cond(x, noise)
-        eps_hat = self.eps_hat(diffuse(to_unit_range(x, self.levels), gamma_t, eps), gamma_t, labels, cond)
-        recon, prior = self._end_terms(x, noise, labels, cond)
+        data = to_unit_range(x, self.levels)
+        eps_hat = self.eps_hat(diffuse(data, gamma_t, eps), gamma_t, labels, cond)
+        recon, prior = self._end_terms(x, data, noise, labels, cond)
         if loss == "elbo":
             diffusion = objective = eps_loss(eps_hat, eps, 0.5 * slope)
         else:
@@ -268,11 +272,14 @@ class DiffusionModel(Model):
         return Draw(len(plan.gamma), batch)
 
     def initial_latents(self, request: Request, first: int, count: int, noise: Noise) -> Tensor:
-        """Return z_1 of a batch of a request, [count, C, H, W]."""
+        """Return z_1 of a batch of a request, [count, C, H, W], in the layout that the network returns."""
         if request.initial is not None:
-            return request.initial[first : first + count].to(self.device)
-        drawn = 1 if request.shared_noise else count
-        return noise.at(stream=Stream.INITIAL).normal((drawn, *self.shape)).expand(count, *self.shape)
+            z = request.initial[first : first + count].to(self.device)
+        else:
+            drawn = 1 if request.shared_noise else count
+            z = noise.at(stream=Stream.INITIAL).normal((drawn, *self.shape)).expand(count, *self.shape)
+        # Our networks are channels-last, and a sampler's step keeps the layout of z. A user's network may call view.
+        return z.contiguous(memory_format=torch.contiguous_format if "network" in self.custom else torch.channels_last)
 
     def prepare_cond(self, request: Request) -> Callable[[int, int], Tensor | None]:
         """Check the part of a request that conditions the model; return what gives a batch's conditioning images."""

@@ -12,7 +12,7 @@ from fastdiff_kernels.errors import InvalidValueError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels import group_norm_silu
+from .sums import Convolved, Sum, as_sum
 
 LOGVAR_LIMIT = 10.0  # log-variances lie within ±10, so that variances and their inverses stay far from overflow
 
@@ -34,10 +34,8 @@ class NormSiLU(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(math.gcd(channels, max_groups), channels, eps=eps)
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        norm = self.norm
-        weight, bias = norm.weight.float(), norm.bias.float()  # the operation takes float32, also in a 16-bit model
-        return group_norm_silu(x, norm.num_groups, weight, bias, scale, shift, norm.eps)
+    def forward(self, x: Tensor | Sum, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return as_sum(x).normalized(self.norm, scale, shift)
 
 
 class ResBlock(nn.Module):
@@ -47,24 +45,37 @@ class ResBlock(nn.Module):
     y = shortcut(x) + conv_out(dropout(silu(norm_out(h) (1 + scale) + shift))),  (scale, shift) = linear(embedding)
 
     This is the adaptive group normalisation of Dhariwal and Nichol (2021, arXiv:2105.05233, section 3.1). ``conv_out``
-    and the linear layer start at zero, so that an untrained block returns ``shortcut(x)``, which is x itself where the
-    number of channels does not change and a 1×1 convolution elsewhere.
+    and the linear layer start at zero, so that an untrained block returns x.
+
+    The network that holds the blocks takes their linear layers and computes them at once (`Projections`).
     """
 
-    def __init__(self, channels_in: int, channels: int, embedding: int, dropout: float, max_groups: int) -> None:
+    projection: nn.Linear
+
+    def __init__(self, channels: int, embedding: int, dropout: float, max_groups: int) -> None:
         super().__init__()
-        self.norm_in = NormSiLU(channels_in, max_groups)
-        self.conv_in = nn.Conv2d(channels_in, channels, 3, padding=1)
-        self.modulation = zero(nn.Linear(embedding, 2 * channels))
+        self.norm_in = NormSiLU(channels, max_groups)
+        self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
+        self.projection = zero(nn.Linear(embedding, 2 * channels))
         self.norm_out = NormSiLU(channels, max_groups)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = zero(nn.Conv2d(channels, channels, 3, padding=1))
-        self.shortcut = nn.Identity() if channels_in == channels else nn.Conv2d(channels_in, channels, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulation(embedding).chunk(2, dim=1)  # [B, channels] each
-        h = self.norm_out(self.conv_in(self.norm_in(x)), scale, shift)  # [B, channels, H, W]
-        return self.shortcut(x) + self.conv_out(self.dropout(h))
+    def forward(
+        self, x: Tensor | Sum, modulation: Tensor, biases: tuple[Tensor | None, Tensor | None] = (None, None)
+    ) -> Sum:
+        """Return y, not added up.
+
+        Args:
+            x: [B, channels, H, W].
+            modulation: scale and shift side by side, [B, 2 channels].
+            biases: those of ``conv_in`` and ``conv_out``, [B, channels] each, or None, see `Convolved`.
+        """
+        x = as_sum(x)
+        scale, shift = modulation.chunk(2, dim=1)  # [B, channels] each
+        h = Sum(Convolved(self.conv_in, self.norm_in(x), biases[0]))
+        h = self.dropout(self.norm_out(h, scale, shift))  # [B, channels, H, W]
+        return Sum(Convolved(self.conv_out, h, biases[1]), residual=x.tensor())
 
 
 class Attention(nn.Module):
@@ -88,12 +99,17 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.out = zero(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        height = x.shape[2]
-        pixels = rearrange(self.norm(x), "b c h w -> b (h w) c")
-        q, k, v = rearrange(self.qkv(pixels), "b n (three heads c) -> three b heads n c", three=3, heads=self.heads)
+    def forward(self, x: Tensor | Sum) -> Sum:
+        """Return y, not added up, for x [B, channels, H, W]."""
+        x = as_sum(x)
+        normal = x.normalized(self.norm, activation=False)
+        pixels = rearrange(normal, "b c h w -> b (h w) c")
+        q, k, v = (
+            rearrange(part, "b n (heads c) -> b heads n c", heads=self.heads) for part in self.qkv(pixels).chunk(3, 2)
+        )
         h = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n c -> b n (heads c)")
-        return x + rearrange(self.dropout(self.out(h)), "b (h w) c -> b c h w", h=height)
+        h = rearrange(self.dropout(self.out(h)), "b (h w) c -> b c h w", h=normal.shape[2])
+        return Sum(h, residual=x.tensor())
 
 
 class NoiseEmbedding(nn.Module):

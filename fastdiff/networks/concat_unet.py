@@ -5,6 +5,7 @@ models (Kingma et al. 2021, arXiv:2107.00630, appendix B). `ConcatUNetConfig` ha
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 
 from ..io.configuration import ConfigError, at_least, between, configuration, each, field, not_empty, one_of
 from .blocks import Attention, NormSiLU, check_size, zero
+from .sums import Convolved, Projections, Sum, rows
 
+Shifts = tuple[Tensor, Tensor | None]  # [B, channels] each, see `_ResBlock.forward`
 EPS = 1e-6  # added to the variances of the normalisations in the code of both papers
 
 
@@ -95,7 +98,7 @@ class ConcatUNet(nn.Module):
         self.noise_embedding = _NoiseEmbedding(config.width)
         self.label_embedding = nn.Embedding(num_labels, 4 * config.width) if num_labels else None
         self.conv_in = nn.Conv2d(channels_in, config.width, 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.down = nn.ModuleList()
         skips, channels = [config.width], config.width  # channels of what is kept, and of the current features
         for resolution, width in enumerate(widths):
             self.down.append(_Down(channels, width, size[0] >> resolution, resolution == lowest, config))
@@ -104,10 +107,12 @@ class ConcatUNet(nn.Module):
         self.middle_in = _ResBlock(channels, channels, config)
         self.attention = _attention(channels, config)
         self.middle_out = _ResBlock(channels, channels, config)
+        self.up = nn.ModuleList()
         for resolution, width in reversed(list(enumerate(widths))):
             taken = [skips.pop() for _ in range(config.blocks + 1)]
             self.up.append(_Up(channels, taken, width, size[0] >> resolution, resolution == 0, config))
             channels = width
+        self.projections = Projections(self.blocks())
         self.norm_out = NormSiLU(channels, config.max_groups, EPS)
         self.conv_out = zero(nn.Conv2d(channels, channels_out, 3, padding=1))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -116,15 +121,26 @@ class ConcatUNet(nn.Module):
         embedding = self.noise_embedding(noise_level)  # [B, 4 width]
         if self.label_embedding is not None:
             embedding = embedding + self.label_embedding(labels)
-        embedding = F.silu(embedding)
-        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))  # [B, width, H, W]
+        shifts = self._shifts(F.silu(embedding))
+        h = Sum(self.conv_in(x.contiguous(memory_format=torch.channels_last)))  # [B, width, H, W]
         skips = [h]
         for down in self.down:
-            h = down(h, embedding, skips)
-        h = self.middle_out(self.attention(self.middle_in(h, embedding)), embedding)  # at the lowest resolution
+            h = down(h, shifts, skips)
+        h = self.middle_in(h, *next(shifts))  # at the lowest resolution
+        h = self.middle_out(self.attention(h), *next(shifts))
         for up in self.up:
-            h = up(h, embedding, skips)
+            h = up(h, shifts, skips)
         return self.conv_out(self.norm_out(h))  # [B, channels_out, H, W]
+
+    def blocks(self) -> list["_ResBlock"]:
+        """Return the residual blocks, registered in the order in which they are called."""
+        return [module for module in self.modules() if isinstance(module, _ResBlock)]
+
+    def _shifts(self, embedding: Tensor) -> Iterator[Shifts]:
+        """Yield what each block adds after its convolutions, in the order of `blocks`."""
+        blocks = self.blocks()
+        projected = self.projections(embedding, [block.conv_in for block in blocks])
+        return zip(projected, rows([block.conv_out for block in blocks], len(embedding)), strict=True)
 
 
 class _NoiseEmbedding(nn.Module):
@@ -154,8 +170,11 @@ class _ResBlock(nn.Module):
     h = conv_in(silu(norm_in(x))) + linear(embedding)
     y = shortcut(x) + conv_out(dropout(silu(norm_out(h))))
 
-    `blocks.ResBlock` scales and shifts after the normalisation instead. ``conv_out`` starts at zero.
+    `blocks.ResBlock` scales and shifts after the normalisation instead. ``conv_out`` starts at zero. The network takes
+    the linear layers of its blocks and computes them at once (`Projections`).
     """
+
+    projection: nn.Linear
 
     def __init__(self, channels_in: int, channels: int, config: ConcatUNetConfig) -> None:
         super().__init__()
@@ -169,9 +188,17 @@ class _ResBlock(nn.Module):
         self.conv_out = zero(nn.Conv2d(channels, channels, 3, padding=1))
         self.shortcut = nn.Identity() if channels_in == channels else nn.Conv2d(channels_in, channels, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv_in(self.norm_in(x)) + self.projection(embedding)[:, :, None, None]  # [B, channels, H, W]
-        return self.shortcut(x) + self.conv_out(self.dropout(self.norm_out(h)))
+    def forward(self, x: Sum, shift: Tensor, bias: Tensor | None) -> Sum:
+        """Return y, not added up.
+
+        Args:
+            x: [B, channels_in, H, W].
+            shift: linear(embedding) and the bias of ``conv_in``, [B, channels].
+            bias: that of ``conv_out``, [B, channels], or None, see `Convolved`.
+        """
+        h = Sum(Convolved(self.conv_in, self.norm_in(x)).without_bias(), shift)  # [B, channels, H, W]
+        h = self.dropout(self.norm_out(h))
+        return Sum(Convolved(self.conv_out, h, bias), residual=self.shortcut(x.tensor()))
 
 
 class _Down(nn.Module):
@@ -184,13 +211,13 @@ class _Down(nn.Module):
         self.attentions = _attentions(channels, config.blocks, height, config)
         self.resample = None if last else nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, h: Sum, shifts: Iterator[Shifts], skips: list[Sum]) -> Sum:
         for block, attention in zip(self.blocks, self.attentions, strict=True):
-            h = attention(block(h, embedding))
+            h = attention(block(h, *next(shifts)))
             skips.append(h)
         if self.resample is not None:
             # Padding on the right and below only: "same" padding of a stride of 2 in the authors' framework.
-            h = self.resample(F.pad(h, (0, 1, 0, 1)))  # [B, channels, H / 2, W / 2]
+            h = Sum(self.resample(F.pad(h.tensor(), (0, 1, 0, 1))))  # [B, channels, H / 2, W / 2]
             skips.append(h)
         return h
 
@@ -209,11 +236,12 @@ class _Up(nn.Module):
         self.attentions = _attentions(channels, len(skips), height, config)
         self.resample = None if last else nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, h: Sum, shifts: Iterator[Shifts], skips: list[Sum]) -> Sum:
         for block, attention in zip(self.blocks, self.attentions, strict=True):
-            h = attention(block(torch.cat([h, skips.pop()], dim=1), embedding))
+            h = attention(block(h.with_skip(skips.pop().tensor()), *next(shifts)))
         if self.resample is not None:
-            h = self.resample(F.interpolate(h, scale_factor=2.0, mode="nearest"))  # [B, channels, 2 H, 2 W]
+            enlarged = F.interpolate(h.tensor(), scale_factor=2.0, mode="nearest")
+            h = Sum(self.resample(enlarged))  # [B, channels, 2 H, 2 W]
         return h
 
 

@@ -1,11 +1,16 @@
 """A U-Net (Ronneberger et al. 2015, arXiv:1505.04597) whose residual blocks are modulated by the noise level."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..io.configuration import ConfigError, at_least, between, configuration, each, field, not_empty
 from .blocks import Attention, NoiseEmbedding, NormSiLU, ResBlock, check_size, zero
+from .sums import Projections, Sum, rows
+
+BlockInputs = tuple[Tensor, tuple[Tensor | None, Tensor | None]]  # modulation and biases, see `ResBlock.forward`
 
 
 @configuration
@@ -71,17 +76,19 @@ class UNet(nn.Module):
         self.noise_embedding = NoiseEmbedding(config.embedding)
         self.label_embedding = nn.Embedding(num_labels, config.embedding) if num_labels else None
         self.conv_in = nn.Conv2d(channels_in, widths[0], 3, padding=1)
-        self.down = nn.ModuleList()
-        self.up = nn.ModuleList()
+        down, up = [], []
         width_above = widths[0]
         for resolution, width in enumerate(widths):
             size_here = (size[0] >> resolution, size[1] >> resolution)
-            self.down.append(_Down(width_above, width, size_here, first=resolution == 0, config=config))
-            self.up.insert(0, _Up(width, width_above, last=resolution == 0, config=config))
+            down.append(_Down(width_above, width, size_here, first=resolution == 0, config=config))
+            up.insert(0, _Up(width, width_above, last=resolution == 0, config=config))
             width_above = width
+        self.down = nn.ModuleList(down)
         self.middle_in = _block(widths[-1], config)
         self.attention = Attention(widths[-1], config.heads, config.dropout, config.max_groups)
         self.middle_out = _block(widths[-1], config)
+        self.up = nn.ModuleList(up)
+        self.projections = Projections(self.blocks())
         self.norm_out = NormSiLU(widths[0], config.max_groups)
         self.conv_out = zero(nn.Conv2d(widths[0], channels_out, 3, padding=1))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -90,15 +97,26 @@ class UNet(nn.Module):
         embedding = self.noise_embedding(noise_level)  # [B, E]
         if self.label_embedding is not None:
             embedding = embedding + self.label_embedding(labels)
-        embedding = F.silu(embedding)
-        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))  # [B, widths[0], H, W]
-        skips: list[Tensor] = []
+        inputs = self._inputs(F.silu(embedding))
+        h = Sum(self.conv_in(x.contiguous(memory_format=torch.channels_last)))  # [B, widths[0], H, W]
+        skips: list[Sum] = []
         for down in self.down:
-            h = down(h, embedding, skips)
-        h = self.middle_out(self.attention(self.middle_in(h, embedding)), embedding)  # [B, widths[-1], H / f, W / f]
+            h = down(h, inputs, skips)
+        h = self.middle_in(h, *next(inputs))  # [B, widths[-1], H / f, W / f]
+        h = self.middle_out(self.attention(h), *next(inputs))
         for up in self.up:
-            h = up(h, embedding, skips)
+            h = up(h, inputs, skips)
         return self.conv_out(self.norm_out(h))  # [B, channels_out, H, W]
+
+    def blocks(self) -> list[ResBlock]:
+        """Return the residual blocks, registered in the order in which they are called."""
+        return [module for module in self.modules() if isinstance(module, ResBlock)]
+
+    def _inputs(self, embedding: Tensor) -> Iterator[BlockInputs]:
+        """Yield what each block is called with besides the features, in the order of `blocks`."""
+        convolutions = [conv for block in self.blocks() for conv in (block.conv_in, block.conv_out)]
+        biases = rows(convolutions, len(embedding))
+        return zip(self.projections(embedding), zip(biases[::2], biases[1::2], strict=True), strict=True)
 
 
 class _Down(nn.Module):
@@ -110,12 +128,11 @@ class _Down(nn.Module):
         self.position = nn.Parameter(0.05 * torch.randn(1, width, *size)) if config.positions else None
         self.blocks = nn.ModuleList(_block(width, config) for _ in range(config.blocks))
 
-    def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
-        h = self.resample(h)  # [B, width, *size]
-        if self.position is not None:
-            h = h + self.position
+    def forward(self, x: Sum, inputs: Iterator[BlockInputs], skips: list[Sum]) -> Sum:
+        h = self.resample(x.tensor())  # [B, width, *size]
+        h = Sum(h if self.position is None else h + self.position)
         for block in self.blocks:
-            h = block(h, embedding)
+            h = block(h, *next(inputs))
             skips.append(h)
         return h
 
@@ -127,13 +144,13 @@ class _Up(nn.Module):
         super().__init__()
         self.merges = nn.ModuleList(nn.Conv2d(2 * width, width, 1) for _ in range(config.blocks))
         self.blocks = nn.ModuleList(_block(width, config) for _ in range(config.blocks))
-        self.resample = nn.Identity() if last else nn.ConvTranspose2d(width, width_out, 2, stride=2)
+        self.resample = None if last else nn.ConvTranspose2d(width, width_out, 2, stride=2)
 
-    def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, h: Sum, inputs: Iterator[BlockInputs], skips: list[Sum]) -> Sum:
         for merge, block in zip(self.merges, self.blocks, strict=True):
-            h = block(merge(torch.cat([h, skips.pop()], dim=1)), embedding)
-        return self.resample(h)  # [B, width_out, 2 H, 2 W] unless last
+            h = block(merge(h.with_skip(skips.pop().tensor()).tensor()), *next(inputs))
+        return h if self.resample is None else Sum(self.resample(h.tensor()))  # [B, width_out, 2 H, 2 W]
 
 
 def _block(width: int, config: UNetConfig) -> ResBlock:
-    return ResBlock(width, width, config.embedding, config.dropout, config.max_groups)
+    return ResBlock(width, config.embedding, config.dropout, config.max_groups)

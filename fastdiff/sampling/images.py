@@ -75,7 +75,8 @@ def draw_images(
         tqdm(total=len(batches) * draw.rows, unit="step", desc=title, disable=not progress) as bar,
     ):
         for index, (first, count) in enumerate(batches, 1):
-            images.append(draw.batch(first, count, _reporting(bar, callback) if progress else callback).cpu())
+            batch = draw.batch(first, count, _reporting(bar, callback) if progress else callback)
+            images.append(batch.cpu().contiguous())
             bar.update(index * draw.rows - bar.n)  # a VAE calls no callback
     return torch.cat(images)
 

@@ -1,13 +1,15 @@
 """Every private name of PyTorch that this package uses, each with a fallback for a version that lacks it.
 
-The names answer two questions. Is anything but plain eager PyTorch at work, so that a call has to go through the
-dispatcher (`plain_eager`)? And which transforms of ``torch.func`` are active, so that a call which would return a wrong
-derivative can be rejected (`functorch_transforms`, `in_forward_mode`)?
+The names answer three questions. Is anything but plain eager PyTorch at work, so that a call has to go through the
+dispatcher (`plain_eager`)? Which transforms of ``torch.func`` are active, so that a call which would return a wrong
+derivative can be rejected (`functorch_transforms`, `in_forward_mode`)? Does a ``vmap`` give every sample the same key
+of a noise (`vmap_levels`, `batched_levels`)?
 
 Without one of the names behind `plain_eager` the answer is always no: every call goes through the dispatcher, which is
 right and costs 10 to 30 µs more, and values of arguments are not checked. Without the names behind
-`functorch_transforms`, PyTorch itself rejects ``torch.func.grad``, with a less helpful message, and ``vmap`` with a
-`Noise` is not rejected. Forward mode is then found by ``unpack_dual``, which is public.
+`functorch_transforms`, PyTorch itself rejects ``torch.func.grad``, with a less helpful message, and under ``vmap``
+`Noise.normal` and `Noise.uniform` are not rejected (every other operation still is, by its rule for ``vmap``). Forward
+mode is then found by ``unpack_dual``, which is public.
 """
 
 import torch
@@ -37,9 +39,17 @@ else:
 
 
 try:
-    from torch._C._functorch import TransformType, get_interpreter_stack
+    from torch._C._functorch import (
+        TransformType,
+        get_interpreter_stack,
+        get_unwrapped,
+        is_batchedtensor,
+        is_functorch_wrapped_tensor,
+        maybe_get_level,
+    )
 except ImportError:
     TransformType = get_interpreter_stack = None
+    get_unwrapped = is_batchedtensor = is_functorch_wrapped_tensor = maybe_get_level = None
 
 
 def functorch_transforms() -> set[str]:
@@ -47,6 +57,28 @@ def functorch_transforms() -> set[str]:
     if TransformType is None or get_interpreter_stack is None:
         return set()
     return {transform.key().name for transform in get_interpreter_stack() or []}
+
+
+def vmap_levels() -> tuple[int, ...]:
+    """Levels of the active ``vmap``s; empty where unknown. A compiler reads them while it traces."""
+    if TransformType is None or get_interpreter_stack is None:
+        return ()
+    return tuple(layer.level() for layer in get_interpreter_stack() or [] if layer.key().name == "Vmap")
+
+
+# what torch.compiler.assume_constant_result does, which would import the compiler and Triton here
+vmap_levels._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def batched_levels(tensor: Tensor) -> set[int]:
+    """Levels of the ``vmap``s over which the tensor varies. Call it only where `vmap_levels` is not empty."""
+    assert is_functorch_wrapped_tensor and is_batchedtensor and maybe_get_level and get_unwrapped  # noqa: PT018
+    levels = set()
+    while is_functorch_wrapped_tensor(tensor):
+        if is_batchedtensor(tensor):
+            levels.add(maybe_get_level(tensor))
+        tensor = get_unwrapped(tensor)
+    return levels
 
 
 def in_forward_mode(tensors: list[Tensor]) -> bool:

@@ -4,7 +4,8 @@ Importing Triton takes longer than importing this package, and on a CPU no kerne
 therefore use the stand-ins `jit`, `constexpr`, `constant`, `tl` and `libdevice` of this module. The first launch calls
 `load`, which imports Triton, decorates every kernel that is waiting, and replaces the stand-ins in the globals of the
 kernels' modules. From then on these modules are as if they had imported Triton at their top: a launch costs nothing
-more, and the compiler and the interpreter find real modules, kernels and constants when they read the globals.
+more, and the compiler and the interpreter find real modules, kernels and constants when they read the globals. Compiled
+kernels are launched by `launcher`.
 
 Without Triton (macOS, Windows) the kernel files can be imported all the same; `load` then raises a `BackendError`.
 """
@@ -55,7 +56,7 @@ class StandIn:
 
 
 _waiting: list[Kernel] = []
-_loaded: Any = None  # the triton package
+_decorate: Any = None  # makes a kernel of a function, once Triton is loaded
 _lock = threading.RLock()
 
 if TYPE_CHECKING:  # neither Triton's language nor a kernel's body can be type-checked
@@ -82,8 +83,8 @@ else:
 
     def jit(function: Callable) -> Any:
         """Mark a function as a kernel or a device function."""
-        if _loaded is not None:
-            return _loaded.jit(function)
+        if _decorate is not None:
+            return _decorate(function)
         _waiting.append(Kernel(function))
         return _waiting[-1]
 
@@ -98,9 +99,9 @@ def load() -> None:
     Raises:
         BackendError: Triton cannot be imported, or ``TRITON_INTERPRET`` changed after this package was imported.
     """
-    global _loaded
+    global _decorate
     with _lock:
-        if _loaded is not None:
+        if _decorate is not None:
             return
         try:
             import triton
@@ -115,16 +116,21 @@ def load() -> None:
             raise BackendError(
                 "TRITON_INTERPRET must be set before the first import of fastdiff, but it changed since."
             )
+        decorate = triton.jit
+        if not INTERPRETED:
+            from .launcher import CachedKernel
+
+            decorate = CachedKernel
         real = {tl: triton.language, libdevice: device_library, constexpr: triton.language.constexpr}
         for kernel in _waiting:
             annotations = kernel.fn.__annotations__
             annotations.update({name: _replaced(value, real) for name, value in annotations.items()})
-            kernel.decorated = triton.jit(kernel.fn)
+            kernel.decorated = decorate(kernel.fn)
         for scope in {id(kernel.fn.__globals__): kernel.fn.__globals__ for kernel in _waiting}.values():
             scope.update({name: _replaced(value, real) for name, value in scope.items()})
         globals().update(tl=triton.language, libdevice=device_library, constexpr=triton.language.constexpr)
         _waiting.clear()
-        _loaded = triton
+        _decorate = decorate
 
 
 def _replaced(value: Any, real: dict[Any, Any]) -> Any:

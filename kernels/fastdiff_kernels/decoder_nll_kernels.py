@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ._triton import constant, constexpr, jit, tl
-from .launch import WARPS, grid_of, in_layout_of, locate
+from .launch import WARPS, grid_of, in_layout_of, in_order, locate, order_of
 
 NEGLIGIBLE = constant(20.0)  # e^-20 of the largest term
 LOG2_E = constant(1.4426950408889634)
@@ -94,7 +94,7 @@ def nll_triton(x: Tensor, mean: Tensor, logvar: Tensor, levels: int) -> Tensor:
         return mean.new_zeros(mean.shape[0], dtype=torch.float32)
     partial = mean.new_empty(programs, dtype=torch.float32)
     nll_kernel[(programs,)](
-        x.contiguous(), mean.contiguous(), logvar.contiguous(), partial, n, blocks, levels,
+        *in_order(order_of(mean)[0], x, mean, logvar), partial, n, blocks, levels,
         PER_ELEMENT=per_element(logvar, mean), BLOCK=block, num_warps=WARPS,
     )  # fmt: skip
     return partial.view(-1, blocks).sum(1)
@@ -103,15 +103,16 @@ def nll_triton(x: Tensor, mean: Tensor, logvar: Tensor, levels: int) -> Tensor:
 def gradient_triton(grad: Tensor, x: Tensor, mean: Tensor, logvar: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Launch both gradients. For logvar [B] each program writes a partial sum, and the sums are added up here."""
     programs, n, blocks, block = grid_of(mean)
-    elementwise = per_element(logvar, mean)
-    grad_mean = torch.empty_like(mean, memory_format=torch.contiguous_format)
-    grad_logvar = torch.empty_like(logvar, memory_format=torch.contiguous_format)
-    if not elementwise:
+    order, elementwise = order_of(mean)[0], per_element(logvar, mean)
+    grad_mean = torch.empty_like(mean, memory_format=order)
+    if elementwise:
+        grad_logvar = torch.empty_like(logvar, memory_format=order)
+    else:
         grad_logvar = mean.new_zeros(programs or len(logvar), dtype=torch.float32)
     if programs:
         nll_gradient_kernel[(programs,)](
-            grad.contiguous(), x.contiguous(), mean.contiguous(), logvar.contiguous(), grad_mean, grad_logvar, n,
-            blocks, levels, PER_ELEMENT=elementwise, BLOCK=block, num_warps=WARPS,
+            *in_order(order, grad, x, mean, logvar), grad_mean, grad_logvar, n, blocks, levels,
+            PER_ELEMENT=elementwise, BLOCK=block, num_warps=WARPS,
         )  # fmt: skip
         grad_logvar = grad_logvar if elementwise else grad_logvar.view(-1, blocks).sum(1)
     return in_layout_of(grad_mean, mean), in_layout_of(grad_logvar, logvar)

@@ -3,10 +3,10 @@
     z_t = alpha x + sigma eps,   alpha² = sigmoid(-gamma),   sigma² = sigmoid(gamma)        (Kingma et al. 2021)
     d alpha / d gamma = -alpha sigma² / 2,   d sigma / d gamma = sigma alpha² / 2
 
-x, z_t [B, ...] are float32, bfloat16 or float16, gamma [B] is float32, and arithmetic is float32. Bytes per element in
-fp32: 8 with drawn noise (read x, write z_t), 12 with noise as a tensor. The gradient to gamma reads the upstream
-gradient and x, and draws the noise again. It is summed over a sample in two stages without atomics, so it is
-deterministic.
+x, z_t [B, ...] are float32, bfloat16 or float16, gamma [B] is float32, and arithmetic is float32. Contiguous and
+channels-last data are read and written as they are. Bytes per element in fp32: 8 with drawn noise (read x, write z_t),
+12 with noise as a tensor. The gradient to gamma reads the upstream gradient and x, and draws the noise again. It is
+summed over a sample in two stages without atomics, so it is deterministic.
 """
 
 from typing import Any
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ._triton import constexpr, jit, tl
 from .checks import check_data, check_vector
-from .launch import WARPS, fast_math, flat, grid_of, in_layout_of, locate, per_sample
+from .launch import WARPS, fast_math, flat, grid_of, in_layout_of, in_order, locate, order_of, per_sample
 from .noise import Noise, noise_argument, normal_like
-from .noise_kernels import noise_block
+from .noise_tiles import noise_of, tile_noise, tile_offsets
 from .registration import register
 
 
@@ -71,59 +71,69 @@ def _gamma_gradient(gamma: Tensor, sum_x: Tensor, sum_eps: Tensor) -> Tensor:
 
 @jit
 def diffuse_kernel(
-    x_ptr, gamma_ptr, noise_ptr, z_ptr, n, blocks, DRAWN: constexpr, FAST: constexpr, BLOCK: constexpr
+    x_ptr, gamma_ptr, noise_ptr, z_ptr, n, blocks, DRAWN: constexpr, FAST: constexpr, C: constexpr, BLOCK: constexpr
 ):  # fmt: skip
     """z_t of one block of one sample."""
     HALF: constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
     sample, start = locate(blocks, BLOCK)
-    i = start + tl.arange(0, BLOCK)
     base = sample.to(tl.int64) * n
     gamma = tl.load(gamma_ptr + sample)
     alpha, sigma = tl.rsqrt(1.0 + tl.exp(gamma)), tl.rsqrt(1.0 + tl.exp(-gamma))
-    x = tl.load(x_ptr + base + i, mask=i < n, other=0.0).to(tl.float32)
-    eps = noise_block(noise_ptr, sample, start, n, DRAWN, HALF, FAST, BLOCK)
-    z = alpha * x + sigma * eps
-    tl.store(z_ptr + base + i, z.to(z_ptr.dtype.element_ty), mask=i < n)
+    noise = noise_of(noise_ptr, sample, start, n, DRAWN, HALF, FAST, C, BLOCK)
+    for tile in tl.static_range(C):
+        at = tile_offsets(start, tile, HALF, C, BLOCK)
+        x = tl.load(x_ptr + base + at, mask=at < n, other=0.0).to(tl.float32)
+        eps = tile_noise(noise, noise_ptr, base, at, n, tile, DRAWN, HALF, C)
+        z = alpha * x + sigma * eps
+        tl.store(z_ptr + base + at, z.to(z_ptr.dtype.element_ty), mask=at < n)
 
 
 @jit
 def gamma_gradient_kernel(
-    grad_ptr, x_ptr, noise_ptr, partial_ptr, n, blocks, DRAWN: constexpr, FAST: constexpr, BLOCK: constexpr
+    grad_ptr, x_ptr, noise_ptr, partial_ptr, n, blocks, DRAWN: constexpr, FAST: constexpr, C: constexpr,
+    BLOCK: constexpr,
 ):  # fmt: skip
     """Sums of grad · x and grad · eps over one block, into partial [2, programs]."""
     HALF: constexpr = x_ptr.dtype.element_ty.primitive_bitwidth == 16
     sample, start = locate(blocks, BLOCK)
-    i = start + tl.arange(0, BLOCK)
     base = sample.to(tl.int64) * n
-    grad = tl.load(grad_ptr + base + i, mask=i < n, other=0.0).to(tl.float32)
-    x = tl.load(x_ptr + base + i, mask=i < n, other=0.0).to(tl.float32)
-    eps = noise_block(noise_ptr, sample, start, n, DRAWN, HALF, FAST, BLOCK)
-    tl.store(partial_ptr + tl.program_id(0), tl.sum(grad * x))
-    tl.store(partial_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(grad * eps))
+    noise = noise_of(noise_ptr, sample, start, n, DRAWN, HALF, FAST, C, BLOCK)
+    sum_x, sum_eps = 0.0, 0.0  # replaced by the first tile
+    for tile in tl.static_range(C):
+        at = tile_offsets(start, tile, HALF, C, BLOCK)
+        grad = tl.load(grad_ptr + base + at, mask=at < n, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + base + at, mask=at < n, other=0.0).to(tl.float32)
+        eps = tile_noise(noise, noise_ptr, base, at, n, tile, DRAWN, HALF, C)
+        sum_x = grad * x if tile == 0 else sum_x + grad * x
+        sum_eps = grad * eps if tile == 0 else sum_eps + grad * eps
+    tl.store(partial_ptr + tl.program_id(0), tl.sum(sum_x))
+    tl.store(partial_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(sum_eps))
 
 
 def diffuse_triton(x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
-    """Launch the kernel. Arguments that are not contiguous are copied."""
-    programs, n, blocks, block = grid_of(x)
-    z_t = torch.empty_like(x, memory_format=torch.contiguous_format)
+    """Launch the kernel."""
+    drawn = noise.dtype == torch.int64
+    order, channels = order_of(x, drawn)
+    programs, n, blocks, block = grid_of(x, channels, drawn)
+    z_t = torch.empty_like(x, memory_format=order)
     if programs:
-        drawn = noise.dtype == torch.int64
         diffuse_kernel[(programs,)](
-            x.contiguous(), gamma.contiguous(), noise.contiguous(), z_t, n, blocks,
-            DRAWN=drawn, FAST=fast_math(x), BLOCK=block, num_warps=WARPS,
+            *in_order(order, x, gamma, noise), z_t, n, blocks,
+            DRAWN=drawn, FAST=fast_math(x), C=channels, BLOCK=block, num_warps=WARPS,
         )  # fmt: skip
     return in_layout_of(z_t, x)
 
 
 def gamma_gradient_triton(grad: Tensor, x: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
     """Launch the partial sums, then add them up per sample."""
-    programs, n, blocks, block = grid_of(x)
-    partial = x.new_zeros(2, programs, dtype=torch.float32)
+    drawn = noise.dtype == torch.int64
+    order, channels = order_of(x, drawn)
+    programs, n, blocks, block = grid_of(x, channels)
+    partial = x.new_empty(2, programs, dtype=torch.float32)
     if programs:
-        drawn = noise.dtype == torch.int64
         gamma_gradient_kernel[(programs,)](
-            grad.contiguous(), x.contiguous(), noise.contiguous(), partial, n, blocks,
-            DRAWN=drawn, FAST=fast_math(x), BLOCK=block, num_warps=WARPS,
+            *in_order(order, grad, x, noise), partial, n, blocks,
+            DRAWN=drawn, FAST=fast_math(x), C=channels, BLOCK=block, num_warps=WARPS,
         )  # fmt: skip
     sums = partial.view(2, x.shape[0], -1).sum(-1) if programs else partial.new_zeros(2, x.shape[0])
     return _gamma_gradient(gamma, *sums)

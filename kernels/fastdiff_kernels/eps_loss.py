@@ -4,8 +4,9 @@
 
 The weight is 1 for L_simple and gamma'(t) / 2 for the continuous-time bound (Kingma et al. 2021). eps_hat [B, ...] is
 float32, bfloat16 or float16, the weight float32 [B], the loss float32 [B] in the unit of the weight, and arithmetic is
-float32. Bytes per element in fp32 with drawn noise: 4 forward (read eps_hat), 8 backward (read it again, write its
-gradient). Sums are taken in two stages without atomics, so they are deterministic.
+float32. Contiguous and channels-last eps_hat are read as they are. Bytes per element in fp32 with drawn noise: 4
+forward (read eps_hat), 8 backward (read it again, write its gradient). Sums are taken in two stages without atomics, so
+they are deterministic.
 """
 
 from typing import Any
@@ -16,9 +17,9 @@ from torch.nn import functional as F
 
 from ._triton import constexpr, jit, tl
 from .checks import check_data, check_vector
-from .launch import WARPS, fast_math, flat, grid_of, in_layout_of, locate, per_sample
+from .launch import WARPS, fast_math, flat, grid_of, in_layout_of, in_order, locate, order_of, per_sample
 from .noise import Noise, noise_argument, normal_like
-from .noise_kernels import noise_block
+from .noise_tiles import noise_of, tile_noise, tile_offsets
 from .registration import register
 
 
@@ -59,56 +60,66 @@ def error_gradient_reference(grad: Tensor, eps_hat: Tensor, noise: Tensor) -> Te
 
 @jit
 def squared_error_kernel(
-    eps_hat_ptr, noise_ptr, partial_ptr, n, blocks, DRAWN: constexpr, FAST: constexpr, BLOCK: constexpr
+    eps_hat_ptr, noise_ptr, partial_ptr, n, blocks, DRAWN: constexpr, FAST: constexpr, C: constexpr, BLOCK: constexpr
 ):  # fmt: skip
     """Σ (eps - eps_hat)² of one block of one sample."""
     HALF: constexpr = eps_hat_ptr.dtype.element_ty.primitive_bitwidth == 16
     sample, start = locate(blocks, BLOCK)
-    i = start + tl.arange(0, BLOCK)
-    eps_hat = tl.load(eps_hat_ptr + sample.to(tl.int64) * n + i, mask=i < n, other=0.0).to(tl.float32)
-    eps = noise_block(noise_ptr, sample, start, n, DRAWN, HALF, FAST, BLOCK)
-    difference = tl.where(i < n, eps - eps_hat, 0.0)
-    tl.store(partial_ptr + tl.program_id(0), tl.sum(difference * difference))
+    base = sample.to(tl.int64) * n
+    noise = noise_of(noise_ptr, sample, start, n, DRAWN, HALF, FAST, C, BLOCK)
+    total = 0.0  # replaced by the first tile
+    for tile in tl.static_range(C):
+        at = tile_offsets(start, tile, HALF, C, BLOCK)
+        eps_hat = tl.load(eps_hat_ptr + base + at, mask=at < n, other=0.0).to(tl.float32)
+        eps = tile_noise(noise, noise_ptr, base, at, n, tile, DRAWN, HALF, C)
+        difference = tl.where(at < n, eps - eps_hat, 0.0)
+        total = difference * difference if tile == 0 else total + difference * difference
+    tl.store(partial_ptr + tl.program_id(0), tl.sum(total))
 
 
 @jit
 def error_gradient_kernel(
-    grad_ptr, eps_hat_ptr, noise_ptr, out_ptr, n, blocks, DRAWN: constexpr, FAST: constexpr, BLOCK: constexpr
+    grad_ptr, eps_hat_ptr, noise_ptr, out_ptr, n, blocks, DRAWN: constexpr, FAST: constexpr, C: constexpr,
+    BLOCK: constexpr,
 ):  # fmt: skip
     """2 grad_b (eps_hat - eps) of one block of one sample."""
     HALF: constexpr = eps_hat_ptr.dtype.element_ty.primitive_bitwidth == 16
     sample, start = locate(blocks, BLOCK)
-    i = start + tl.arange(0, BLOCK)
     base = sample.to(tl.int64) * n
-    eps_hat = tl.load(eps_hat_ptr + base + i, mask=i < n, other=0.0).to(tl.float32)
-    eps = noise_block(noise_ptr, sample, start, n, DRAWN, HALF, FAST, BLOCK)
-    out = 2.0 * tl.load(grad_ptr + sample) * (eps_hat - eps)
-    tl.store(out_ptr + base + i, out.to(out_ptr.dtype.element_ty), mask=i < n)
+    noise = noise_of(noise_ptr, sample, start, n, DRAWN, HALF, FAST, C, BLOCK)
+    for tile in tl.static_range(C):
+        at = tile_offsets(start, tile, HALF, C, BLOCK)
+        eps_hat = tl.load(eps_hat_ptr + base + at, mask=at < n, other=0.0).to(tl.float32)
+        eps = tile_noise(noise, noise_ptr, base, at, n, tile, DRAWN, HALF, C)
+        out = 2.0 * tl.load(grad_ptr + sample) * (eps_hat - eps)
+        tl.store(out_ptr + base + at, out.to(out_ptr.dtype.element_ty), mask=at < n)
 
 
 def squared_error_triton(eps_hat: Tensor, noise: Tensor) -> Tensor:
     """Launch the partial sums, then add them up per sample."""
-    programs, n, blocks, block = grid_of(eps_hat)
+    drawn = noise.dtype == torch.int64
+    order, channels = order_of(eps_hat, drawn)
+    programs, n, blocks, block = grid_of(eps_hat, channels, drawn)
     if not programs:
         return eps_hat.new_zeros(eps_hat.shape[0], dtype=torch.float32)
     partial = eps_hat.new_empty(programs, dtype=torch.float32)
-    drawn = noise.dtype == torch.int64
     squared_error_kernel[(programs,)](
-        eps_hat.contiguous(), noise.contiguous(), partial, n, blocks,
-        DRAWN=drawn, FAST=fast_math(eps_hat), BLOCK=block, num_warps=WARPS,
+        *in_order(order, eps_hat, noise), partial, n, blocks,
+        DRAWN=drawn, FAST=fast_math(eps_hat), C=channels, BLOCK=block, num_warps=WARPS,
     )  # fmt: skip
     return partial.view(eps_hat.shape[0], blocks).sum(1)
 
 
 def error_gradient_triton(grad: Tensor, eps_hat: Tensor, noise: Tensor) -> Tensor:
-    """Launch the gradient. Arguments that are not contiguous are copied."""
-    programs, n, blocks, block = grid_of(eps_hat)
-    out = torch.empty_like(eps_hat, memory_format=torch.contiguous_format)
+    """Launch the gradient."""
+    drawn = noise.dtype == torch.int64
+    order, channels = order_of(eps_hat, drawn)
+    programs, n, blocks, block = grid_of(eps_hat, channels, drawn)
+    out = torch.empty_like(eps_hat, memory_format=order)
     if programs:
-        drawn = noise.dtype == torch.int64
         error_gradient_kernel[(programs,)](
-            grad.contiguous(), eps_hat.contiguous(), noise.contiguous(), out, n, blocks,
-            DRAWN=drawn, FAST=fast_math(eps_hat), BLOCK=block, num_warps=WARPS,
+            *in_order(order, grad, eps_hat, noise), out, n, blocks,
+            DRAWN=drawn, FAST=fast_math(eps_hat), C=channels, BLOCK=block, num_warps=WARPS,
         )  # fmt: skip
     return in_layout_of(out, eps_hat)
 

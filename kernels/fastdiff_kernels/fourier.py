@@ -6,9 +6,10 @@ z [B, C, ...] and the result [B, C (1 + 2F), ...] are float32, bfloat16 or float
 result consists of the blocks z, sin and cos; inside a block, feature f of channel c has index c F + f. The argument is
 reduced exactly: w = 2^(n-1) z is exact in float32, and so is its distance from the nearest integer, which is rounded
 only when it is multiplied by 2 pi. The error stays below 3e-7 at any n; sin(2^n pi z) computed as written has an error
-of 2e-4 at n = 8. Bytes per element of z in fp32 at F = 2: 24 (one read, five writes), 14 for features in bfloat16;
-backward 28 (six reads, one write), with the features computed again. If z itself is bfloat16, its rounding makes the
-features of n >= 7 close to noise.
+of 2e-4 at n = 8. Where 2^(n-1) z exceeds the range of float32 (|z| > 2.6e36 at n = 8), the features are NaN. Bytes per
+element of z in fp32 at F = 2, contiguous or channels-last (`fourier_last`): 24 (one read, five writes), 14 for features
+in bfloat16; backward 28 (six reads, one write), with the features computed again. If z itself is bfloat16, its rounding
+makes the features of n >= 7 close to noise.
 """
 
 import math
@@ -18,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import fourier_last
 from ._triton import constant, constexpr, jit, tl
 from .checks import DATA_DTYPES, DATA_NAMES, check_data, whole_number
 from .errors import InvalidTypeError, InvalidValueError
-from .launch import BLOCK, WARPS, in_layout_of, split
-from .noise_kernels import sincos_turns
+from .launch import BLOCK, WARPS, in_layout_of, order_of, split
+from .noise_kernels import double_angle, sincos_turns
 from .registration import register
 
 CACHED = 1 << 16  # elements that the reference works on at a time
@@ -119,12 +121,6 @@ def gradient_reference(grad: Tensor, z: Tensor, n_min: int, n_max: int) -> Tenso
 
 
 @jit
-def double_angle(sin, cos):
-    """sin 2a = 2 sin a cos a, cos 2a = 2 cos² a - 1; the error grows from 2e-7 to 3e-7."""
-    return 2.0 * sin * cos, 2.0 * cos * cos - 1.0
-
-
-@jit
 def fourier_kernel(z_ptr, out_ptr, channels, n, scale_min, FEATURES: constexpr, BLOCK: constexpr):
     """z and its features for one block of one channel of one sample: the grid's axes 0, 1 and 2.
 
@@ -200,10 +196,18 @@ def channel_launches(z: Tensor, features: int) -> Iterator[tuple[slice, tuple[in
         yield samples, (blocks, channels, samples.stop - first), n, block
 
 
+def in_tiles(z: Tensor, features: int) -> bool:
+    """Whether z is channels-last and the kernels of `fourier_last` take it."""
+    return order_of(z)[0] == torch.channels_last and fourier_last.takes(z, features)
+
+
 def fourier_triton(z: Tensor, n_min: int, n_max: int, dtype: torch.dtype) -> Tensor:
-    """Launch the kernel. z is copied if it is not contiguous."""
+    """Launch a kernel for contiguous or one for channels-last data. z of another layout is copied."""
     features = n_max - n_min + 1
     out = out_like(z, n_min, n_max, dtype)
+    if in_tiles(z, 1 + 2 * features):
+        fourier_last.launch_features(z, out, n_min, features)
+        return out
     flat = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
     whole = z.contiguous()
     for part, grid, n, block in channel_launches(z, 1 + 2 * features):
@@ -214,8 +218,12 @@ def fourier_triton(z: Tensor, n_min: int, n_max: int, dtype: torch.dtype) -> Ten
 
 
 def gradient_triton(grad: Tensor, z: Tensor, n_min: int, n_max: int) -> Tensor:
-    """Launch the gradient. Arguments that are not contiguous are copied."""
+    """Launch the gradient."""
     features = n_max - n_min + 1
+    if in_tiles(z, 1 + 2 * features):
+        out, grad = torch.empty_like(z), grad.contiguous(memory_format=torch.channels_last)
+        fourier_last.launch_gradient(grad, z, out, n_min, features)
+        return out
     out = torch.empty_like(z, memory_format=torch.contiguous_format)
     whole_grad, whole = grad.contiguous(), z.contiguous()
     for part, grid, n, block in channel_launches(z, 1 + 2 * features):

@@ -57,6 +57,12 @@ def sincos_turns(w, HALF: constexpr):
 
 
 @jit
+def double_angle(sin, cos):
+    """sin 2a = 2 sin a cos a, cos 2a = 2 cos² a - 1; the error grows from 2e-7 to 3e-7."""
+    return 2.0 * sin * cos, 2.0 * cos * cos - 1.0
+
+
+@jit
 def minus_two_log(u):
     """-2 ln u for u in [2**-33, 1], relative error 3e-7.
 
@@ -140,17 +146,6 @@ def draw_block(key_ptr, sample, start, HALF: constexpr, FAST: constexpr, BLOCK: 
         a0, a1, a2, a3 = quad_normals(key_ptr, sample, start // 4 + tl.arange(0, BLOCK // 4), HALF, FAST)
         even, odd = tl.interleave(a0, a2), tl.interleave(a1, a3)
     return tl.interleave(even, odd)
-
-
-@jit
-def noise_block(noise_ptr, sample, start, n, DRAWN: constexpr, HALF: constexpr, FAST: constexpr, BLOCK: constexpr):
-    """Noise of elements start .. start + BLOCK - 1 in float32, drawn from a key or read from a contiguous tensor."""
-    if DRAWN:
-        eps = draw_block(noise_ptr, sample, start, HALF, FAST, BLOCK)
-    else:
-        i = start + tl.arange(0, BLOCK)
-        eps = tl.load(noise_ptr + sample.to(tl.int64) * n + i, mask=i < n, other=0.0).to(tl.float32)
-    return eps
 
 
 @jit

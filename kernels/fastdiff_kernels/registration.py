@@ -5,16 +5,18 @@ of the data and `backend` decide which of them runs; this module is the only pla
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._torch_private import functorch_transforms, in_forward_mode, plain_eager
+from ._torch_private import batched_levels, functorch_transforms, in_forward_mode, plain_eager, vmap_levels
 from .backend import backend
 from .errors import UnsupportedTransformError
 
 PLAIN = (Tensor, torch.nn.Parameter)
+LAUNCHERS: dict[str, Callable] = {}  # the Triton implementation of every operation, by its name
 _LIBRARY = torch.library.Library("fastdiff", "DEF")
 
 
@@ -41,12 +43,16 @@ def register(
     ``vmap``, a trace, or with a subclass of Tensor, the function calls the registered operation. In plain eager mode a
     profiler and a function mode see only the PyTorch calls of the implementation.
 
+    Under ``vmap`` the operation is called sample by sample. One `Noise` for all samples would be the same noise for
+    each of them, so that it raises `UnsupportedTransformError`; a key per sample and noise as a tensor are accepted.
+
     Only ``backward`` defines derivatives, and they can be taken once: forward mode, the gradient transforms of
     ``torch.func`` and second derivatives raise `UnsupportedTransformError`. A call of an operation that is registered
     with `Library` costs a third of one that is registered with ``custom_op``.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LAUNCHERS[name] = launcher
 
     def on_cpu(*args: Any) -> Any:
         return (launcher if backend() == "interpreter" else reference)(*args)
@@ -66,7 +72,38 @@ def register(
     if backward is not None:
         backward = _once(name, backward)
         torch.library.register_autograd(f"fastdiff::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+    torch.library.register_vmap(f"fastdiff::{name}", partial(_sample_by_sample, name), lib=_LIBRARY)
     return _entry(name, on_cpu, on_cuda, backward, setup_context)
+
+
+def _sample_by_sample(name: str, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    """The rule for one level of ``vmap``: call the operation for every sample, and stack the results."""
+    operation = getattr(torch.ops.fastdiff, name).default
+    batched = [isinstance(value, Tensor) and dim is not None for value, dim in zip(args, in_dims, strict=True)]
+    if any(_is_key(value) and not own for value, own in zip(args, batched, strict=True)):
+        raise _same_noise(name)
+    results = [
+        operation(
+            *(value.select(dim, k) if own else value for value, dim, own in zip(args, in_dims, batched, strict=True))
+        )
+        for k in range(info.batch_size)
+    ]
+    if isinstance(results[0], (tuple, list)):
+        kind = type(results[0])
+        return kind(map(torch.stack, zip(*results, strict=True))), kind([0] * len(results[0]))
+    return torch.stack(results), 0
+
+
+def _is_key(value: Any) -> bool:
+    """Whether an argument is the key of a `Noise`."""
+    return isinstance(value, Tensor) and value.dtype == torch.int64 and value.shape == (4,)
+
+
+def _same_noise(name: str) -> UnsupportedTransformError:
+    return UnsupportedTransformError(
+        f"fastdiff::{name} under torch.func.vmap would draw the same noise for every sample; pass the noise as a "
+        "tensor, or call the operation on the whole batch"
+    )
 
 
 def _entry(
@@ -90,6 +127,8 @@ def _entry(
         if not plain_eager():
             if not torch.compiler.is_compiling():
                 _reject_transforms(name, args)
+            elif name == "draw" and vmap_levels():  # its only tensor is the key, so that no rule for vmap is asked
+                raise _same_noise(name)
             return operation(*args)
         recorded = False
         for value in args:
@@ -118,12 +157,9 @@ def _reject_transforms(name: str, args: tuple[Any, ...]) -> None:
             f"fastdiff::{name} does not support forward-mode differentiation or the gradient transforms of torch.func; "
             "use backward() or torch.autograd.grad"
         )
-    keys = [value for value in tensors if value.dtype == torch.int64 and value.shape == (4,)]
-    if "Vmap" in transforms and any(torch.func.debug_unwrap(key, recurse=False) is key for key in keys):
-        raise UnsupportedTransformError(
-            f"fastdiff::{name} under torch.func.vmap would draw the same noise for every sample; pass the noise as a "
-            "tensor, or call the operation on the whole batch"
-        )
+    levels = vmap_levels()
+    if levels and any(not batched_levels(value).issuperset(levels) for value in tensors if _is_key(value)):
+        raise _same_noise(name)
 
 
 class _Undifferentiable(torch.autograd.Function):

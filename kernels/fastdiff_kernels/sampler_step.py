@@ -10,9 +10,10 @@ of k steps before and z_prev an earlier latent. Ancestral sampling, DDIM, DPM-So
 (`fastdiff.diffusion.samplers`); three estimates and one latent are enough for DPM-Solver++(3M), UniPC and DEIS. w is a
 column, so that guidance can be limited to an interval of steps; w = 1 is the conditional model (w = 0 in the paper).
 
-Data [B, ...] are float32, bfloat16 or float16, and arithmetic is float32. Bytes per element in fp32: 12 (read z_t and
-eps_hat, write z_s), and 4 more for x_hat if it is kept, each remembered estimate, z_prev, u, and noise that is given as
-a tensor. What is absent is not read.
+Data [B, ...] are float32, bfloat16 or float16, and arithmetic is float32. Contiguous and channels-last data are read
+and written as they are; the results are in the layout of z_t, and only arguments of another layout are copied. Bytes
+per element in fp32: 12 (read z_t and eps_hat, write z_s), and 4 more for x_hat if it is kept, each remembered estimate,
+z_prev, u, and noise that is given as a tensor. What is absent is not read.
 """
 
 import math
@@ -175,8 +176,11 @@ def step_reference(
 def step_gradient_reference(
     grad_s: Tensor, grad_x: Tensor | None, z_t: Tensor, eps_hat: Tensor, row: Tensor, step: Tensor | None,
     clip: float | None, u: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients to z_t and to the guided eps_hat. They are zero where x_hat is clipped, but for A of z_t."""
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients to z_t, eps_hat and u, each rounded once; empty where there is no u.
+
+    They are zero where x_hat is clipped, but for A of z_t.
+    """
     inverse_alpha, ratio, a, b, _, w, *_ = _row(row, step).unbind()
     grad_x_hat = grad_s.float() * b
     if grad_x is not None:
@@ -185,8 +189,11 @@ def step_gradient_reference(
         x_hat = (z_t.float() * inverse_alpha).addcmul_(_guided(eps_hat, u, w), -ratio)
         grad_x_hat = grad_x_hat * (x_hat.abs() <= clip)
     grad_z = torch.addcmul(grad_x_hat * inverse_alpha, grad_s.float(), a)
-    grad_eps = in_layout_of((grad_x_hat * -ratio).to(eps_hat.dtype), eps_hat)
-    return in_layout_of(grad_z.to(z_t.dtype), z_t), grad_eps
+    grad_guided, grad_u = grad_x_hat.mul_(-ratio), z_t.new_empty(0)
+    if u is not None:
+        grad_u = in_layout_of((grad_guided * (1.0 - w)).to(u.dtype), u)
+        grad_guided = grad_guided.mul_(w)
+    return in_layout_of(grad_z.to(z_t.dtype), z_t), in_layout_of(grad_guided.to(eps_hat.dtype), eps_hat), grad_u
 
 
 # ------------------------------------------------------------------------------------------------ registration
@@ -196,22 +203,20 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     z_t, eps_hat, row, step, _, ctx.clip, *remembered, u, ctx.keep_x_hat = inputs
     ctx.dtypes = [None if value is None else value.dtype for value in remembered]  # of x_1, x_2, x_3 and z_prev
     ctx.save_for_backward(z_t, eps_hat, row, step, u)
+    ctx.set_materialize_grads(False)  # an unused x_hat costs no read
 
 
-def _backward(ctx: Any, grad_s: Tensor, grad_x: Tensor | None) -> tuple:
+def _backward(ctx: Any, grad_s: Tensor | None, grad_x: Tensor | None) -> tuple:
     z_t, eps_hat, row, step, u = ctx.saved_tensors
+    grad_s = torch.zeros_like(z_t) if grad_s is None else grad_s
     grad_x = grad_x if ctx.keep_x_hat else None
-    grad_z, grad_eps = _step_gradient_op(grad_s, grad_x, z_t, eps_hat, row, step, ctx.clip, u)
-    *_, w, c_1, c_2, c_3, d = _row(row, step).unbind()
+    grad_z, grad_eps, grad_u = _step_gradient_op(grad_s, grad_x, z_t, eps_hat, row, step, ctx.clip, u)
+    *_, c_1, c_2, c_3, d = _row(row, step).unbind()
     remembered = [
         None if dtype is None else (grad_s.float() * coefficient).to(dtype)
         for dtype, coefficient in zip(ctx.dtypes, (c_1, c_2, c_3, d), strict=True)
     ]
-    grad_u = None
-    if u is not None:
-        grad_u = (grad_eps.float() * (1.0 - w)).to(u.dtype)
-        grad_eps = (grad_eps.float() * w).to(eps_hat.dtype)
-    return grad_z, grad_eps, None, None, None, None, *remembered, grad_u, None
+    return grad_z, grad_eps, None, None, None, None, *remembered, None if u is None else grad_u, None
 
 
 def _step_fake(z_t: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
@@ -219,12 +224,19 @@ def _step_fake(z_t: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(z_t), torch.empty_like(z_t) if keep_x_hat else z_t.new_empty(0)
 
 
+def _step_gradient_fake(
+    grad_s: Tensor, grad_x: Tensor | None, z_t: Tensor, eps_hat: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    u = others[-1]
+    return torch.empty_like(z_t), torch.empty_like(eps_hat), z_t.new_empty(0) if u is None else torch.empty_like(u)
+
+
 _step_gradient_op = register(
     "sampler_step_gradient(Tensor grad_s, Tensor? grad_x, Tensor z_t, Tensor eps_hat, Tensor row, "
-    "Tensor? step, float? clip, Tensor? u) -> (Tensor, Tensor)",
+    "Tensor? step, float? clip, Tensor? u) -> (Tensor, Tensor, Tensor)",
     step_gradient_reference,
     step_gradient_triton,
-    lambda grad_s, grad_x, z_t, eps_hat, *others: (torch.empty_like(z_t), torch.empty_like(eps_hat)),
+    _step_gradient_fake,
 )
 _step_op = register(
     "sampler_step(Tensor z_t, Tensor eps_hat, Tensor row, Tensor? step, Tensor? noise, float? clip, "

@@ -85,8 +85,27 @@ def old_name(kind: str, name: str) -> str:
     return f"refiner.{name}" if second_stage else name
 
 
-def old_tensors(kind: str, tensors: dict) -> dict:
-    return {old_name(kind, name): value for name, value in tensors.items()}
+STAGES = ("network.down.", "network.middle_in.", "network.middle_out.", "network.up.")
+PROJECTIONS = "network.projections."
+
+
+def old_layers(model: Model, tensors: dict) -> dict:
+    """The tensors with a linear layer for each residual block, where today's network has one layer for all."""
+    names = [name for stage in STAGES for name in model.state_dict() if name.startswith(stage)]
+    blocks = [name.removesuffix(".conv_in.bias") for name in names if name.endswith(".conv_in.bias")]
+    channels = [len(model.get_parameter(f"{block}.conv_in.bias")) for block in blocks]
+    result = {name: value for name, value in tensors.items() if not name.startswith(PROJECTIONS)}
+    for name in tensors.keys() - result.keys():
+        factor = len(model.get_parameter(f"{PROJECTIONS}weight")) // sum(channels)  # a scale and a shift, or a shift
+        layer, value = {1: "projection", 2: "modulation"}[factor], tensors[name]
+        parts = value.split([factor * size for size in channels]) if value.dim() else [value] * len(blocks)
+        ending = name.removeprefix(PROJECTIONS)
+        result |= {f"{block}.{layer}.{ending}": part for block, part in zip(blocks, parts, strict=True)}
+    return result
+
+
+def old_tensors(kind: str, model: Model, tensors: dict) -> dict:
+    return {old_name(kind, name): value for name, value in old_layers(model, tensors).items()}
 
 
 def description(kind: str) -> dict:
@@ -95,14 +114,15 @@ def description(kind: str) -> dict:
 
 
 def write_model(path: Path, kind: str, model: Model) -> Path:
-    files = {"config.json": description(kind), "model.safetensors": old_tensors(kind, model.state_dict())}
+    files = {"config.json": description(kind), "model.safetensors": old_tensors(kind, model, model.state_dict())}
     return write_folder(path, files)
 
 
 @pytest.mark.parametrize("kind", OLD)
 def test_the_tensors_have_the_names_of_version_0_1_0(kind):
     _, _, build, checksum = OLD[kind]
-    tensors = old_tensors(kind, build().state_dict())
+    model = build()
+    tensors = old_tensors(kind, model, model.state_dict())
     names = sorted((name, list(value.shape)) for name, value in tensors.items())
     assert zlib.crc32(json.dumps(names).encode()) == checksum
 
@@ -143,8 +163,9 @@ def test_old_training_checkpoints(tmp_path, kind):
     for report in train(state, data):
         if report.step == 2:
             files = {
-                f"{part}.safetensors": {key: value.clone() for key, value in old_tensors(name, tensors).items()}
+                f"{part}.safetensors": {key: value.clone() for key, value in old.items()}
                 for part, tensors in state.tensors().items()
+                for old in [old_tensors(name, state.model, tensors)]
             }
             record = {"step": 2, "train": TRAINING | changes}
             path = tmp_path / "run" / "step-00000002"

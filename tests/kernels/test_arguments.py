@@ -36,6 +36,10 @@ WRONG_TYPES = {
     "sampler_step: history .*Tensor|tensor": lambda: sampler_step(X, X, ROW, history=X),
     "group_norm_silu: groups": lambda: group_norm_silu(X, 2.0, ONES, ONES),
     "group_norm_silu: scale .*float16": lambda: group_norm_silu(X, 3, ONES, ONES, X[:, :, 0, 0].half(), X[:, :, 0, 0]),
+    "group_norm_silu: pre_shift .*float16": lambda: group_norm_silu(X, 3, ONES, ONES, pre_shift=X[:, :, 0, 0].half()),
+    "group_norm_silu: residual .*float64": lambda: group_norm_silu(X, 3, ONES, ONES, residual=X.double()),
+    "group_norm_silu: skip .*int": lambda: group_norm_silu(X, 3, ONES, ONES, skip=1),
+    "group_norm_silu: activation .*got 1": lambda: group_norm_silu(X, 3, ONES, ONES, activation=1),
 }
 WRONG_VALUES = {
     r"diffuse: x .*1 dimensions, got shape \(\)": lambda: diffuse(torch.tensor(1.0), GAMMA, NOISE),
@@ -60,6 +64,14 @@ WRONG_VALUES = {
     "group_norm_silu: groups .*6 channels": lambda: group_norm_silu(X, 4, ONES, ONES),
     "group_norm_silu: scale and shift": lambda: group_norm_silu(X, 3, ONES, ONES, X[:, :, 0, 0]),
     "group_norm_silu: shift": lambda: group_norm_silu(X, 3, ONES, ONES, X[:, :, 0, 0], X[:, :5, 0, 0]),
+    r"group_norm_silu: pre_shift .*\(2, 6\)": lambda: group_norm_silu(X, 3, ONES, ONES, pre_shift=X[:, :5, 0, 0]),
+    "group_norm_silu: residual .*shape of x": lambda: group_norm_silu(X, 3, ONES, ONES, residual=X[:, :3]),
+    "group_norm_silu: residual .*got meta": lambda: group_norm_silu(X, 3, ONES, ONES, residual=X.to("meta")),
+    r"group_norm_silu: skip .*\[2, Cs, 4, 5\] on cpu": lambda: group_norm_silu(X, 3, ONES, ONES, skip=X[..., :4]),
+    "group_norm_silu: skip .*meta": lambda: group_norm_silu(X, 3, ONES, ONES, skip=X.to("meta")),
+    "group_norm_silu: skip .*Cs": lambda: group_norm_silu(X, 3, ONES, ONES, skip=X[:, :0]),
+    "group_norm_silu: groups .*9 channels of x and skip": lambda: group_norm_silu(X, 2, ONES, ONES, skip=X[:, :3]),
+    r"group_norm_silu: weight .*\(9,\)": lambda: group_norm_silu(X, 3, ONES, ONES, skip=X[:, :3]),
     "group_norm_silu: eps": lambda: group_norm_silu(X, 3, ONES, ONES, eps=-1.0),
 }
 

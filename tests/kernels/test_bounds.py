@@ -15,7 +15,7 @@ import fastdiff_kernels
 import numpy as np
 import pytest
 import torch
-from cases import EVERY_CASE, TABLE, evaluate, normal
+from cases import EVERY_CASE, LAST, TABLE, evaluate, normal
 from fastdiff_kernels import sampler_step, use_backend
 from fastdiff_kernels._triton import constexpr, jit, tl
 from fastdiff_kernels.launch import BLOCK
@@ -144,7 +144,10 @@ def test_no_step_reads_outside_its_table(step):
 # ----------------------------------------------------------------------------------------------- offsets beyond 32 bits
 
 FAR_SHAPE = (1, 2, 21, 53)  # a sample of 3 blocks; the last is not full
-MORE_FAR_SHAPES = {"group_norm_silu in tiles": [(1, 2226)]}  # one pixel: as many partial sums as elements
+MORE_FAR_SHAPES = {
+    "group_norm_silu in tiles": [(1, 2226)],  # one pixel: as many partial sums as elements
+    **{f"{name}, channels last": [(1, 3, 25, 24)] for name in LAST if "drawn" in name},  # 3 blocks of pixels
+}
 
 
 @dataclass(frozen=True)
@@ -170,8 +173,10 @@ def distant_samples(launch: Launch) -> list[Far]:
 
 def distant_blocks(launch: Launch) -> list[Far]:
     """Distant samples, and the last block of the third sample if each has as many elements as a launcher accepts."""
-    n = 2**31 - BLOCK - 1
-    blocks = -(-n // launch.arguments["BLOCK"])
+    n, channels = 2**31 - BLOCK - 1, launch.arguments.get("C", 1)
+    if channels > 1:  # blocks of pixels, and pixels that are a multiple of any access
+        n = (2**31 - 2**16 - 1) // (8 * channels) * 8 * channels
+    blocks = -(-n // (channels * launch.arguments["BLOCK"]))
     last = Far((0, 0, 0), (((blocks, 0, 0), 2), ((1, 0, 0), blocks - 1)), {"n": n, "blocks": blocks})
     return [*distant_samples(launch), last]
 
@@ -185,23 +190,36 @@ def distant_channels(launch: Launch) -> list[Far]:
     return [Far((0, 0, 0), jumps, {"n": n})]
 
 
+def distant_pixels(launch: Launch) -> list[Far]:
+    """Distant samples, and the last block of the third sample with as many features as the launcher accepts."""
+    arguments = launch.arguments
+    channels, features = arguments["C"], 1 + 2 * arguments["FEATURES"]
+    pixels = (2**31 - 2**16 - 1) // (channels * features)
+    n = pixels if launch.kernel.endswith("last_kernel") else channels * pixels
+    blocks = -(-n // arguments["BLOCK"])
+    last = Far((0, 0, 0), (((blocks, 0, 0), 2), ((1, 0, 0), blocks - 1)), {"n": n, "blocks": blocks})
+    return [*distant_samples(launch), last]
+
+
 def distant_tiles(launch: Launch) -> list[Far]:
     """Distant samples, and for programs of pixels and channels the last tile of the third sample of nearly 2³¹."""
     arguments = launch.arguments
-    if not {"n", "chunks", "BLOCK_P", "BLOCK_C"} <= set(arguments):
+    if not {"pixels", "chunks", "BLOCK_P", "BLOCK_C"} <= set(arguments):
         return distant_samples(launch)
     pixels, blocks = (2**31 - BLOCK - 1) // arguments["C"], -(-arguments["C"] // arguments["BLOCK_C"])
     chunks = -(-pixels // arguments["BLOCK_P"])
     jumps = (((blocks * chunks, 0, 0), 2), ((blocks, 0, 0), chunks - 1), ((1, 0, 0), blocks - 1))
-    large = {"n": pixels * arguments["C"], "pixels": pixels, "chunks": chunks}
+    large = {"pixels": pixels, "chunks": chunks}
     return [*distant_samples(launch), Far((0, 0, 0), jumps, large)]
 
 
 # Modules whose programs are not blocks of samples of n elements with the arguments ``n`` and ``blocks``.
 FAR: dict[str, Callable[[Launch], list[Far]]] = {
     "fourier": distant_channels,
+    "fourier_last": distant_pixels,
     "group_norm_kernels": distant_tiles,
     "group_norm_gradient": distant_tiles,
+    "group_norm_sums": distant_samples,
 }
 
 

@@ -24,6 +24,18 @@ BUDGETS = {
     ("eps_loss", "noise drawn", "bfloat16"): 34,
     ("eps_loss", "gradient, drawn", "float32"): 50,
     ("eps_loss", "gradient, drawn", "bfloat16"): 34,
+    ("diffuse", "noise drawn in 16 bits, many programs", "bfloat16"): 26,
+    ("eps_loss", "noise drawn in 16 bits, many programs", "bfloat16"): 26,
+    ("eps_loss", "gradient, drawn in 16 bits, many programs", "bfloat16"): 25,
+    ("sampler_step", "ancestral in 16 bits, many programs", "bfloat16"): 31,
+    ("diffuse", "noise drawn, 3 channels last", "float32"): 50,
+    ("diffuse", "noise drawn, 3 channels last", "bfloat16"): 34,
+    ("eps_loss", "noise drawn, 3 channels last", "float32"): 50,
+    ("eps_loss", "noise drawn, 3 channels last", "bfloat16"): 34,
+    ("sampler_step", "ancestral, 3 channels last", "float32"): 50,
+    ("sampler_step", "ancestral, 3 channels last", "bfloat16"): 34,
+    ("fourier_features", "2 frequencies, 3 channels last", "float32"): 115,
+    ("fourier_features", "2 frequencies, 3 channels last", "bfloat16"): 118,
     ("sampler_step", "ancestral", "float32"): 50,
     ("sampler_step", "ancestral", "bfloat16"): 34,
     ("sampler_step", "multistep", "float32"): 16,
@@ -32,10 +44,26 @@ BUDGETS = {
     ("reparameterize", "noise drawn", "bfloat16"): 47,
     ("gaussian_log_ratio", "", "float32"): 26,
     ("gaussian_log_ratio", "", "bfloat16"): 32,
-    ("group_norm_silu", "whole groups", "float32"): 33,
-    ("group_norm_silu", "whole groups of 16 bits", "bfloat16"): 31,
-    ("group_norm_silu", "gradient", "float32"): 30,
-    ("group_norm_silu", "gradient", "bfloat16"): 35,
+    ("group_norm_silu", "whole groups", "float32"): 22,
+    ("group_norm_silu", "whole groups of 16 bits", "bfloat16"): 22,
+    ("group_norm_silu", "whole groups, pre_shift", "float32"): 23,
+    ("group_norm_silu", "whole groups, residual", "float32"): 23,
+    ("group_norm_silu", "whole groups, residual", "bfloat16"): 28,
+    ("group_norm_silu", "whole groups, skip", "float32"): 22,
+    ("group_norm_silu", "whole groups, skip", "bfloat16"): 28,
+    ("group_norm_silu", "moments", "float32"): 11,
+    ("group_norm_silu", "apply", "float32"): 16,
+    ("group_norm_silu", "gradient, whole groups", "float32"): 31,
+    ("group_norm_silu", "gradient, whole groups of 16 bits", "bfloat16"): 42,
+    ("group_norm_silu", "gradient, whole groups, pre_shift", "float32"): 35,
+    ("group_norm_silu", "gradient, whole groups, residual", "float32"): 31,
+    ("group_norm_silu", "gradient, whole groups, residual", "bfloat16"): 40,
+    ("group_norm_silu", "gradient, whole groups, skip", "float32"): 33,
+    ("group_norm_silu", "gradient, whole groups, skip", "bfloat16"): 42,
+    ("group_norm_silu", "sums of the gradient", "float32"): 26,
+    ("group_norm_silu", "sums of the gradient, 16 bits", "bfloat16"): 32,
+    ("group_norm_silu", "gradient", "float32"): 24,
+    ("group_norm_silu", "gradient", "bfloat16"): 29,
 }
 
 
@@ -51,13 +79,17 @@ def faults(cost: dict) -> Iterator[str]:
     """What is wrong with the machine code of one kernel on one target."""
     if cost["spills"] or cost["stack"]:
         yield f"{cost['spills']} spills, {cost['stack']} bytes of stack"
-    if not cost["aside"]:  # aligned data move 128 bits at a time, but for results of one number per program
+    if (
+        not cost["aside"] and not cost["scalar"]
+    ):  # aligned data move 128 bits at a time, but for results of one number per program
         if cost["store"] != 128 and not cost["reduces"]:
             yield f"stores of {cost['store']} bits"
         if cost["load"] != 128 and cost["kernel"] != "draw":
             yield f"loads of {cost['load']} bits"
     if cost["variant"] == "everything" and cost["target"].startswith("sm_") and not cost["keeps_nan"]:
         yield "the clip does not keep NaN, which would hide that a network has diverged"
+    if "many programs" in cost["variant"] and cost["target"] == "sm_90" and cost["registers"] > 64:
+        yield f"{cost['registers']} registers, of which 64 keep half of the warps of a multiprocessor"
     budget = BUDGETS.get((cost["kernel"], cost["variant"], cost["dtype"]))
     if budget is not None and cost["target"] == "sm_90" and cost["instructions"] > budget:
         yield f"{cost['instructions']} instructions per element, budget {budget}"

@@ -9,14 +9,10 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from fastdiff_kernels import group_norm_kernels, group_norm_silu, use_backend
-from fastdiff_kernels.group_norm_gradient import gradient_triton
-from torch import Tensor
+from fastdiff_kernels import group_norm_blocks, group_norm_gradient, group_norm_kernels, group_norm_silu
+from norms import DTYPES, LAYOUTS, PATHS, arguments, assert_close, draw, error, ours, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PATHS = ("torch", "interpreter")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TOLERANCES = {torch.float32: 1.1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 ONE_KERNEL = (
     ((2, 8, 4, 4), 4),
     ((2, 6, 5, 3), 3),
@@ -30,50 +26,6 @@ ONE_KERNEL = (
     ((4, 10), 2),  # no pixels but one
 )
 TILES = (((2, 36, 33, 33), 2), ((1, 3, 130, 130), 1), ((1, 1, 200, 200), 1))
-LAYOUTS = {
-    "channels last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
-    "contiguous": lambda x: x,
-    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    "sliced": lambda x: torch.cat([x, x], dim=1)[:, : x.shape[1]],
-    "sliced, channels last": lambda x: LAYOUTS["channels last"](torch.cat([x, x], dim=1))[:, : x.shape[1]],
-    "expanded": lambda x: x[:1].expand(x.shape),
-    "misaligned": lambda x: torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape),
-}
-
-
-def draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def arguments(shape, dtype=torch.float32, layout="channels last", modulated=True, mean=0.0) -> list[Tensor]:
-    x = LAYOUTS[layout]((draw(*shape, seed=0) + mean).to(dtype))
-    affine = [draw(shape[1], seed=1), draw(shape[1], seed=2)]
-    modulation = draw(shape[0], 2 * shape[1], seed=3).to(dtype).chunk(2, 1)  # rows that are not adjacent
-    return [x, *affine, *(modulation if modulated else [])]
-
-
-def run(function, tensors: list[Tensor], groups: int, upstream: Tensor, **others) -> list[Tensor]:
-    """The value and the gradients to all tensors."""
-    leaves = [t.detach().requires_grad_() for t in tensors]
-    y = function(leaves[0], groups, *leaves[1:], **others)
-    return [y.detach(), *torch.autograd.grad(y, leaves, upstream.to(y.dtype))]
-
-
-def ours(path: str, tensors: list[Tensor], groups: int, upstream: Tensor, **others) -> list[Tensor]:
-    with use_backend(path):
-        return run(group_norm_silu, tensors, groups, upstream, **others)
-
-
-def error(found: Tensor, exact: Tensor) -> float:
-    assert found.shape == exact.shape
-    return float((found.double() - exact).abs().max() / exact.abs().max().clamp(min=1.0)) if exact.numel() else 0.0
-
-
-def assert_close(path: str, found: list[Tensor], exact: list[Tensor]) -> None:
-    for value, expected in zip(found, exact, strict=True):
-        truncated = path == "interpreter" and value.dtype == torch.bfloat16
-        allowed = TOLERANCES[value.dtype] * (2.0 if truncated else 1.0)
-        assert error(value, expected) <= allowed
 
 
 @pytest.mark.parametrize("layout", ["channels last", "contiguous"])
@@ -99,7 +51,7 @@ def test_groups_that_do_not_fit_on_chip(dtype, layout):
     for shape, groups in TILES if dtype == torch.float32 else TILES[:1]:
         tensors = arguments(shape, dtype, layout)
         assert (
-            group_norm_kernels.whole_groups(shape[1], groups, tensors[0][0, 0].numel(), tensors[0].element_size())
+            group_norm_blocks.whole_groups(shape[1], groups, tensors[0][0, 0].numel(), tensors[0].element_size())
             is None
         )
         upstream = draw(*shape, seed=9).to(dtype)
@@ -115,7 +67,7 @@ def test_groups_that_do_not_fit_on_chip(dtype, layout):
 def test_the_variance_at_a_large_mean(path, layout, monkeypatch):
     """E[x²] - E[x]² of numbers about 1000 has no correct digit in float32."""
     if path == "tiles":
-        monkeypatch.setattr(group_norm_kernels, "ON_CHIP", 0)
+        monkeypatch.setattr(group_norm_blocks, "ON_CHIP", 0)
     shape, groups = (2, 24, 16, 16), 4
     tensors, upstream = arguments(shape, layout=layout, mean=1000.0), draw(*shape, seed=9)
     found = ours("interpreter" if path == "tiles" else path, tensors, groups, upstream)
@@ -128,7 +80,7 @@ def test_the_variance_at_a_large_mean(path, layout, monkeypatch):
 def test_whole_groups_and_tiles_agree(monkeypatch):
     tensors, upstream = arguments((2, 10, 13, 7), layout="contiguous"), draw(2, 10, 13, 7, seed=9)
     whole = ours("interpreter", tensors, 5, upstream)
-    monkeypatch.setattr(group_norm_kernels, "ON_CHIP", 0)
+    monkeypatch.setattr(group_norm_blocks, "ON_CHIP", 0)
     for value, expected in zip(ours("interpreter", tensors, 5, upstream), whole, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
 
@@ -151,28 +103,33 @@ def test_any_layout(layout, path):
 
 
 class Copies(TorchDispatchMode):
-    """Records the copies of data of one size."""
+    """Records the copies of data of some sizes."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, *sizes: int) -> None:
         super().__init__()
-        self.size, self.seen = size, []
+        self.sizes, self.seen = sizes, []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func in (torch.ops.aten.copy_.default, torch.ops.aten.clone.default) and out.numel() == self.size:
+        if func in (torch.ops.aten.copy_.default, torch.ops.aten.clone.default) and out.numel() in self.sizes:
             self.seen.append(str(func))
         return out
 
 
 @pytest.mark.parametrize("layout", ["channels last", "contiguous"])
-@pytest.mark.parametrize("on_chip", [group_norm_kernels.ON_CHIP, 0])
+@pytest.mark.parametrize("on_chip", [group_norm_blocks.ON_CHIP, 0])
 def test_no_copy_of_dense_data(layout, on_chip, monkeypatch):
-    monkeypatch.setattr(group_norm_kernels, "ON_CHIP", on_chip)
-    x, weight, bias, *_ = arguments((2, 6, 4, 5), layout=layout)
-    grad = torch.ones_like(x)
-    with Copies(x.numel()) as copies:
-        _, mean, rstd = group_norm_kernels.forward_triton(x, 3, weight, bias, None, None, 1e-5)
-        gradient_triton(grad, x, mean, rstd, weight, bias, None, None)
+    monkeypatch.setattr(group_norm_blocks, "ON_CHIP", on_chip)
+    x, skip = (LAYOUTS[layout](draw(2, 6, 4, 5, seed=k)) for k in range(2))
+    grad, grad_total = (LAYOUTS[layout](draw(2, 12, 4, 5, seed=k)) for k in (2, 6))
+    weight, bias = draw(12, seed=3), draw(12, seed=4)
+    pre_shift = draw(6, seed=5).expand(2, 6)
+    with Copies(x.numel(), pre_shift.numel()) as copies:
+        for activation in (True, False):
+            options = *[None] * 2, pre_shift, x, skip, activation
+            _, total, mean, rstd = group_norm_kernels.forward_triton(x, 3, weight, bias, *options, 1e-5)
+            affine = weight, bias, None, None, pre_shift, x.shape[1], activation, True
+            group_norm_gradient.gradient_triton(grad, grad_total, total, mean, rstd, *affine)
     assert copies.seen == []
 
 
@@ -180,7 +137,7 @@ def test_no_copy_of_dense_data(layout, on_chip, monkeypatch):
 @pytest.mark.parametrize("path", [*PATHS, "tiles"])
 def test_nan_and_inf_spread_over_their_group_only(path, value, monkeypatch):
     if path == "tiles":
-        monkeypatch.setattr(group_norm_kernels, "ON_CHIP", 0)
+        monkeypatch.setattr(group_norm_blocks, "ON_CHIP", 0)
     x, weight, bias, *_ = arguments((2, 8, 3, 3))
     x[1, 3, 1, 2] = value
     with np.errstate(all="ignore"):
@@ -220,20 +177,20 @@ def test_compiles_without_a_break():
 
 
 def test_programs_take_groups_until_a_sector_is_full():
-    """For typical sizes; and for any size no more than a program can hold."""
+    """For typical sizes; and for any size no more than a program can hold. Its warps have work for each thread."""
     for dtype, expected in ((torch.float32, 2), (torch.bfloat16, 4)):
-        chosen = group_norm_kernels.whole_groups(128, 32, 1024, dtype.itemsize)
+        chosen = group_norm_blocks.whole_groups(128, 32, 1024, dtype.itemsize)
         assert chosen is not None
         assert chosen["GROUPS"] == expected
-        assert chosen["GROUPS"] * 4 * dtype.itemsize == group_norm_kernels.SECTOR
+        assert chosen["GROUPS"] * 4 * dtype.itemsize == group_norm_blocks.SECTOR
     for channels in (1, 2, 3, 6, 24, 48, 128, 192, 1000):
         for groups in (g for g in range(1, channels + 1) if channels % g == 0):
             for pixels in (1, 9, 64, 1000, 1024, 5000, 70000):
-                chosen = group_norm_kernels.whole_groups(channels, groups, pixels, 4)
+                chosen = group_norm_blocks.whole_groups(channels, groups, pixels, 4)
                 if chosen is None:
                     continue
                 taken, p, c = chosen["GROUPS"], chosen["BLOCK_P"], chosen["BLOCK_C"]
                 assert pixels <= p
                 assert taken * channels // groups <= c
-                assert p * c <= group_norm_kernels.ON_CHIP
-                assert taken == 1 or c <= group_norm_kernels.MERGED
+                assert p * c <= group_norm_blocks.ON_CHIP
+                assert taken == 1 or c <= group_norm_blocks.MERGED

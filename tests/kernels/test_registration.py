@@ -1,6 +1,7 @@
 """The operations inside PyTorch: opcheck, torch.compile, dispatch modes, and the transforms that they reject."""
 
 import contextlib
+from functools import partial
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ def last(x: torch.Tensor) -> torch.Tensor:
 
 
 VECTORS = data(1, True, (3,)), data(2, True, (3,))
+SIX = data(3, True, (6,)), data(4, True, (6,))
 OP_SAMPLES = {
     "draw": [(NOISE.key, [2, 7], torch.bfloat16, True), (NOISE.key, [2, 7], torch.float32, False)],
     "diffuse": [
@@ -87,13 +89,61 @@ OP_SAMPLES = {
     ],
     "gaussian_log_ratio_gradient": [(torch.ones(2), last(data(0)), data(1).bfloat16(), data(2), data(3), data(4))],
     "group_norm_silu": [
-        (data(0, True), 3, *VECTORS, None, None, 1e-5),
-        (last(data(0, True)), 1, *VECTORS, data(3, True, (2, 3)), data(4, True, (2, 3)), 0.1),
-        (data(0, shape=(2, 3)).bfloat16(), 1, *VECTORS, *data(3, shape=(2, 6)).chunk(2, 1), 0.1),
+        (data(0, True), 3, *VECTORS, *[None] * 5, True, 1e-5),
+        (last(data(0, True)), 1, *VECTORS, data(3, True, (2, 3)), data(4, True, (2, 3)), *[None] * 3, False, 0.1),
+        (data(0, shape=(2, 3)).bfloat16(), 1, *VECTORS, *data(3, shape=(2, 6)).chunk(2, 1), *[None] * 3, True, 0.1),
+        (last(data(0, True)), 3, *VECTORS, None, None, data(1, True, (2, 3)), last(data(2, True)), None, True, 0.1),
+        (
+            last(data(0, True)),
+            2,
+            *SIX,
+            *[data(k, True, (2, 6)) for k in (5, 6)],
+            data(1, True, (2, 3)),
+            data(2, True),
+            last(data(3, True)),
+            True,
+            0.1,
+        ),
     ],
     "group_norm_silu_gradient": [
-        (data(5), last(data(0)), torch.zeros(2, 3), torch.ones(2, 3), *torch.ones(2, 3), None, None),
-        (data(5), data(0), torch.zeros(2, 1), torch.ones(2, 1), *torch.ones(2, 3), *data(3, shape=(2, 6)).chunk(2, 1)),
+        (
+            data(5),
+            None,
+            last(data(0)),
+            torch.zeros(2, 3),
+            torch.ones(2, 3),
+            *torch.ones(2, 3),
+            *[None] * 3,
+            3,
+            True,
+            False,
+        ),
+        (
+            data(5),
+            None,
+            data(0),
+            torch.zeros(2, 1),
+            torch.ones(2, 1),
+            *torch.ones(2, 3),
+            *data(3, shape=(2, 6)).chunk(2, 1),
+            data(1, shape=(2, 3)),
+            3,
+            False,
+            False,
+        ),
+        (
+            data(5, shape=(2, 6, 4, 5)),
+            data(1, shape=(2, 6, 4, 5)),
+            last(data(0, shape=(2, 6, 4, 5))),
+            torch.zeros(2, 2),
+            torch.ones(2, 2),
+            *torch.ones(2, 6),
+            *data(3, shape=(2, 12)).chunk(2, 1),
+            data(2, shape=(2, 3)),
+            3,
+            True,
+            True,
+        ),
     ],
 }
 
@@ -126,6 +176,10 @@ def every_operation(x, gamma, weight, row, other):
     z, kl = reparameterize(z_s, x_hat, NOISE)
     ratio = gaussian_log_ratio(z, z_s, x_hat, x, z_t)
     z_s = group_norm_silu(z_s, 3, torch.ones(3), torch.zeros(3), x_hat[:, :, 0, 0], z[:, :, 0, 0])
+    features, total = group_norm_silu(
+        x, 3, torch.ones(6), torch.zeros(6), pre_shift=z[:, :, 0, 0], residual=z_s, skip=z
+    )
+    z_s = total[:, :3] * features[:, 3:] + group_norm_silu(z_s, 3, torch.ones(3), torch.zeros(3), activation=False)
     return loss.sum() + (z_s * x_hat).sum() + nll.sum() + (kl * ratio).sum()
 
 
@@ -196,14 +250,102 @@ def test_derivatives_that_would_be_zero_are_rejected():
         eps_loss(torch.autograd.forward_ad.make_dual(x, other), NOISE, torch.ones(2))
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
-def test_vmap_never_gives_all_samples_the_same_noise():
-    """With noise as a tensor, or a key per sample, it equals a loop; one key for all samples is rejected."""
-    x, gamma, eps = data(0, shape=(3, 2, 4)), torch.zeros(3, 2), data(1, shape=(3, 2, 4))
-    mapped = torch.func.vmap(diffuse)(x, gamma, eps)
-    assert torch.equal(mapped, torch.stack([diffuse(*row) for row in zip(x, gamma, eps, strict=True)]))
-    keys = torch.stack([Noise(seed).key for seed in range(3)])
-    mapped = torch.func.vmap(lambda x, gamma, key: diffuse(x, gamma, Noise.from_key(key)))(x, gamma, keys)
-    assert torch.equal(mapped, torch.stack([diffuse(x[k], gamma[k], Noise(k)) for k in range(3)]))
-    with pytest.raises(UnsupportedTransformError, match="vmap"):
-        torch.func.vmap(lambda x, gamma: diffuse(x, gamma, NOISE))(x, gamma)
+# Every operation that takes a Noise, as a function of data [B, C, H, W] and a noise.
+DRAWING = {
+    "normal": lambda x, noise: noise.normal(x.shape),
+    "uniform": lambda x, noise: noise.uniform(x.shape, torch.bfloat16),
+    "diffuse": lambda x, noise: diffuse(x, x[:, 0, 0, 0], noise),
+    "eps_loss": lambda x, noise: eps_loss(x, noise, x[:, 0, 0, 0]),
+    "sampler_step": lambda x, noise: sampler_step(x, x, NOISY_ROW, noise),
+    "sampler_step, a table": lambda x, noise: sampler_step(
+        x, x, NOISY_ROW[None], noise, step=torch.tensor([0]), keep_x_hat=False
+    )[0],
+    "reparameterize": lambda x, noise: reparameterize(x, x, noise),
+}
+NOISY_ROW = torch.tensor([1.25, 0.75, 0.6, 0.3, 0.4, 1.0, 0.0, 0.0, 0.0, 0.0])
+X = data(0, shape=(2, 3, 4, 2, 2, 3))  # two levels of vmap, and a batch of 4
+
+
+def per_key(function):
+    return lambda x, key: function(x, Noise.from_key(key))
+
+
+def test_every_operation_with_a_noise_is_here():
+    taking = {name for name, samples in OP_SAMPLES.items() if any(value is NOISE.key for value in samples[0])}
+    covered = {"draw", "diffuse", "eps_squared_error", "sampler_step", "reparameterize"}
+    assert taking == covered | {"diffuse_gamma_gradient", "eps_loss_gradient", "reparameterize_gradient"}
+
+
+@pytest.mark.parametrize("randomness", ["error", "same", "different"])
+@pytest.mark.parametrize("name", DRAWING)
+def test_vmap_with_one_noise_is_rejected(name, randomness):
+    """It would be the same noise for every sample: in one level, in the inner or in the outer level of two."""
+    function, keys = DRAWING[name], torch.stack([Noise(seed).key for seed in range(3)])
+    vmap = partial(torch.func.vmap, randomness=randomness)
+    keyed = per_key(function)
+    for call in (
+        lambda: vmap(lambda x: function(x, NOISE))(X[0]),
+        lambda: vmap(lambda x: function(x, Noise(3)))(X[0]),
+        lambda: vmap(vmap(lambda x: function(x, NOISE)))(X),
+        lambda: vmap(lambda x, key: vmap(lambda x: keyed(x, key))(x))(X, keys[:2]),
+        lambda: vmap(lambda x: vmap(keyed)(x, keys))(X),
+    ):
+        with pytest.raises(UnsupportedTransformError, match=r"under torch.func.vmap would draw the same noise"):
+            call()
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("name", DRAWING)
+def test_compiled_vmap_with_one_noise_is_rejected(name, fullgraph):
+    """In one graph the compiler wraps our error in its own."""
+    torch.compiler.reset()
+
+    def mapped(x):
+        return torch.func.vmap(lambda x: DRAWING[name](x, NOISE))(x)
+
+    error = torch._dynamo.exc.TorchDynamoException if fullgraph else UnsupportedTransformError
+    with pytest.raises(error, match="draw the same noise"):
+        torch.compile(mapped, backend="aot_eager", fullgraph=fullgraph)(X[0])
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_vmap_with_a_noise_per_sample_equals_a_loop(name):
+    """In one level and in two, without a warning that there is no rule for vmap."""
+    keyed = per_key(DRAWING[name])
+    keys = torch.stack([Noise(seed, 7).key for seed in range(6)]).view(2, 3, 4)
+    once = torch.func.vmap(keyed)(X[0], keys[0])
+    twice = torch.func.vmap(torch.func.vmap(keyed))(X, keys)
+    rows = [[keyed(X[a, b], keys[a, b]) for b in range(3)] for a in range(2)]
+    single = isinstance(rows[0][0], torch.Tensor)
+    for k in range(1 if single else len(rows[0][0])):
+        part = (lambda value: value) if single else (lambda value, k=k: value[k])
+        assert torch.equal(part(once), torch.stack([part(row) for row in rows[0]]))
+        assert torch.equal(part(twice), torch.stack([torch.stack([part(row) for row in line]) for line in rows]))
+
+
+def test_vmap_with_noise_as_a_tensor_equals_a_loop():
+    """Values and gradients, with an argument that is the same for all samples."""
+    x, gamma, eps = data(0, True, (3, 2, 4)), torch.zeros(2), data(1, shape=(2, 3, 4))
+    mapped = torch.func.vmap(diffuse, in_dims=(0, None, 1))(x, gamma, eps)
+    looped = torch.stack([diffuse(x[k], gamma, eps[:, k]) for k in range(3)])
+    assert torch.equal(mapped, looped)
+    gradients = [torch.autograd.grad(result.square().sum(), x)[0] for result in (mapped, looped)]
+    assert torch.equal(*gradients)
+
+
+MAPPED = {
+    "diffuse": lambda x: diffuse(x, x[:, 0, 0, 0].detach(), data(7, shape=x.shape)),
+    "gaussian_log_ratio": lambda x: gaussian_log_ratio(x, data(1), data(2), data(3), data(4)),
+    "group_norm_silu": lambda x: group_norm_silu(x, 3, torch.ones(6), torch.zeros(6), skip=data(1))[0],
+}
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_vmap_over_upstream_gradients_equals_a_loop(name):
+    """The gradient operations return a tensor, a tuple and a list."""
+    x = data(0, True)
+    y = MAPPED[name](x)
+    upstream = torch.randn(3, *y.shape)
+    found = torch.func.vmap(lambda u: torch.autograd.grad(y, x, u, retain_graph=True)[0])(upstream)
+    expected = torch.stack([torch.autograd.grad(y, x, u, retain_graph=True)[0] for u in upstream])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)

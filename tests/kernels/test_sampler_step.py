@@ -94,6 +94,25 @@ def test_mixed_dtypes():
         torch.testing.assert_close(a, b, rtol=2.0**-6, atol=2.0**-6)
 
 
+@pytest.mark.parametrize(("backend", "unit"), [("torch", 2.0**-8), ("interpreter", 2.0**-7)])
+def test_gradients_of_guidance_are_rounded_once(backend, unit):
+    """bfloat16 gradients to both estimates, from float64: half a unit in the last place, which is 2^-8 relative.
+
+    Two roundings reach 1.4 times as much. The interpreter truncates instead of rounding, which is a whole unit.
+    """
+    row = step_row(guided=True)
+    z, c, u = (torch.randn(4, 500, generator=torch.Generator().manual_seed(k)).bfloat16() for k in range(3))
+    c.requires_grad_()
+    u.requires_grad_()
+    with use_backend(backend):
+        z_s, _ = sampler_step(z, c, torch.tensor(row), eps_hat_uncond=u)
+        found = torch.autograd.grad(z_s, (c, u), z)
+    b_ratio, w = -float(torch.tensor(row[3]) * torch.tensor(row[1])), row[5]
+    for gradient, factor in zip(found, (b_ratio * w, b_ratio * (1.0 - w)), strict=True):
+        exact = factor * z.double()
+        assert ((gradient.double() - exact).abs() <= 1.001 * unit * exact.abs()).all()
+
+
 NEEDED = {
     "noise": (step_row(noisy=True), {}),
     "z_prev": (step_row(previous=True), {}),

@@ -51,21 +51,40 @@ def test_a_norm_in_16_bits_passes_its_parameters_as_float32():
     torch.testing.assert_close(out.double(), expected, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize(("channels_in", "channels"), [(8, 8), (6, 8)])
-def test_an_untrained_residual_block_is_its_shortcut(channels_in, channels):
-    block = ResBlock(channels_in, channels, 5, 0.5, 4)
-    x = torch.randn(2, channels_in, 4, 4)
-    expected = x if channels_in == channels else F.conv2d(x, block.shortcut.weight, block.shortcut.bias)
-    assert torch.equal(block(x, torch.randn(2, 5)), expected)
+def test_a_residual_block_is_its_equation():
+    """h = conv_in(silu(norm_in(x))), y = x + conv_out(silu(norm_out(h) (1 + scale) + shift))."""
+    block = perturbed(ResBlock(8, 5, 0.5, 4)).eval()
+    w = weights_of(block)
+    x, scale, shift = torch.randn(2, 8, 4, 4), torch.randn(2, 8), torch.randn(2, 8)
+    h = F.silu(F.group_norm(x.double(), 4, w["norm_in.norm.weight"], w["norm_in.norm.bias"]))
+    h = F.conv2d(h, w["conv_in.weight"], w["conv_in.bias"], padding=1)
+    h = F.group_norm(h, 4, w["norm_out.norm.weight"], w["norm_out.norm.bias"])
+    h = F.silu(h * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
+    expected = x + F.conv2d(h, w["conv_out.weight"], w["conv_out.bias"], padding=1)
+    for given in (biases(block), (None, None)):
+        out = block(x, torch.cat([scale, shift], 1), given).tensor()
+        torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [ResBlock(8, 8, 5, 0.5, 4), Attention(8, 2, 0.5, 4)])
+def biases(block: ResBlock, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    return block.conv_in.bias.expand(batch, -1), block.conv_out.bias.expand(batch, -1)
+
+
+def test_an_untrained_residual_block_is_the_identity():
+    block, x = ResBlock(8, 5, 0.5, 4), torch.randn(2, 8, 4, 4)
+    assert not any(parameter.any() for parameter in block.projection.parameters())
+    assert torch.equal(block(x, torch.randn(2, 16)).tensor(), x)
+
+
+@pytest.mark.parametrize("layer", [ResBlock(8, 5, 0.5, 4), Attention(8, 2, 0.5, 4)])
 def test_dropout_acts_in_training_only(layer):
     perturbed(layer)
-    arguments = (torch.randn(2, 8, 4, 4), torch.randn(2, 5))[: 2 if isinstance(layer, ResBlock) else 1]
-    assert not torch.equal(layer(*arguments), layer(*arguments))
+    x, more = torch.randn(2, 8, 4, 4), ()
+    if isinstance(layer, ResBlock):
+        more = (torch.randn(2, 16),)
+    assert not torch.equal(layer(x, *more).tensor(), layer(x, *more).tensor())
     layer.eval()
-    assert torch.equal(layer(*arguments), layer(*arguments))
+    assert torch.equal(layer(x, *more).tensor(), layer(x, *more).tensor())
 
 
 def test_attention_is_softmax_of_scaled_products():
@@ -79,12 +98,12 @@ def test_attention_is_softmax_of_scaled_products():
         weights = torch.exp(q[..., c] @ k[..., c].transpose(1, 2) / math.sqrt(3))
         heads.append(weights / weights.sum(2, keepdim=True) @ v[..., c])
     h = torch.cat(heads, 2) @ w["out.weight"].T + w["out.bias"]
-    torch.testing.assert_close(layer(x).double(), x + h.transpose(1, 2).reshape(x.shape), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer(x).tensor().double(), x + h.transpose(1, 2).reshape(x.shape), rtol=1e-5, atol=1e-5)
 
 
 def test_attention_starts_as_the_identity_and_needs_heads_that_divide_its_channels():
     x = torch.randn(2, 6, 3, 5)
-    assert torch.equal(Attention(6, 3, 0.1, 4)(x), x)
+    assert torch.equal(Attention(6, 3, 0.1, 4)(x).tensor(), x)
     with pytest.raises(ValueError, match="heads must divide channels"):
         Attention(6, 4, 0.0, 4)
 

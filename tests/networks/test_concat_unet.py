@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastdiff.networks import ConcatUNet, ConcatUNetConfig
+from fastdiff.networks import ConcatUNet, ConcatUNetConfig, sums
 
 TINY = ConcatUNetConfig(
     width=8, multipliers=(1, 2, 1), blocks=2, attention=(8, 2), dropout=0.0, heads=2, max_groups=4, embedding_bias=True
@@ -92,9 +92,14 @@ class Plain:
 
     def block(self, name, x, embedding):
         h = self.conv(f"{name}.conv_in", F.silu(self.norm(f"{name}.norm_in.norm", x)))
-        h = h + self.linear(f"{name}.projection", F.silu(embedding))[:, :, None, None]
+        h = h + self.projected(embedding, h.shape[1])[:, :, None, None]
         h = self.conv(f"{name}.conv_out", F.silu(self.norm(f"{name}.norm_out.norm", h)))
         return h + (x if x.shape == h.shape else self.conv(f"{name}.shortcut", x, padding=0))
+
+    def projected(self, embedding, size):
+        """The next rows of the layer that holds every block's projection, in the order of the calls."""
+        first, self.taken = self.taken, self.taken + size
+        return self.linear("projections", F.silu(embedding))[:, first : self.taken]
 
     def attention(self, name, x):
         pixels = self.norm(f"{name}.norm", x).flatten(2).transpose(1, 2)
@@ -117,7 +122,7 @@ class Plain:
         return h if labels is None else h + self.weights["label_embedding.weight"][labels]
 
     def __call__(self, x, noise_level, labels):
-        config, embedding = self.config, self.embedding(noise_level, labels)
+        config, embedding, self.taken = self.config, self.embedding(noise_level, labels), 0
         resolutions = len(config.multipliers)
         skips = [self.conv("conv_in", x.double())]
         for resolution in range(resolutions):
@@ -135,11 +140,15 @@ class Plain:
                 h = h.repeat_interleave(2, 2).repeat_interleave(2, 3)
                 h = self.conv(f"up.{resolution}.resample", h)
         assert not skips
+        assert self.taken == len(self.weights["projections.weight"])
         return self.conv("conv_out", F.silu(self.norm("norm_out.norm", h)))
 
 
 @pytest.mark.parametrize(("config", "num_labels"), [(TINY, 3), (SCORE, 0)], ids=["ddpm", "vdm"])
-def test_the_function_is_that_of_a_plain_version_in_float64(config, num_labels):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_function_is_that_of_a_plain_version_in_float64(config, num_labels, device, monkeypatch):
+    """With the biases of the convolutions added as on each device."""
+    monkeypatch.setattr(sums, "bias_is_a_pass", lambda _: device == "cuda")
     network = perturbed(config, num_labels).eval()
     x, noise_level, labels = batch()
     x *= 0.1  # small, so that eps of the normalisations matters
@@ -187,7 +196,7 @@ def test_dropout_is_in_the_blocks_and_for_training_only():
 def test_memory_is_channels_last_and_the_projections_start_as_the_papers_have_them():
     for config, biased in ((TINY, True), (SCORE, False)):
         network = config.build(3, 2, SIZE, 0)
-        projection = network.middle_in.projection
+        projection = network.projections
         assert network.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
         assert network(*batch()[:2]).is_contiguous(memory_format=torch.channels_last)
         assert (projection.bias is not None) == bool(projection.weight.detach().any()) == biased

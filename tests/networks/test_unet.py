@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastdiff.networks import UNet, UNetConfig
+from fastdiff.networks import UNet, UNetConfig, sums
 
 TINY = UNetConfig(widths=(8, 12, 6), blocks=2, embedding=10, dropout=0.0, heads=2, max_groups=4)
 BARE = UNetConfig(widths=(8,), blocks=1, embedding=6, dropout=0.0, heads=1, max_groups=8, positions=False)
@@ -49,7 +49,8 @@ class Plain:
 
     def block(self, name, x, embedding):
         h = self.conv(f"{name}.conv_in", F.silu(self.norm(f"{name}.norm_in.norm", x)))
-        scale, shift = self.linear(f"{name}.modulation", embedding)[:, :, None, None].chunk(2, 1)
+        first, self.taken = self.taken, self.taken + 2 * h.shape[1]  # each block's rows, in the order of the calls
+        scale, shift = self.linear("projections", embedding)[:, first : self.taken, None, None].chunk(2, 1)
         return x + self.conv(f"{name}.conv_out", F.silu(self.norm(f"{name}.norm_out.norm", h) * (1 + scale) + shift))
 
     def attention(self, x):
@@ -68,7 +69,7 @@ class Plain:
         return F.silu(h if labels is None else h + self.weights["label_embedding.weight"][labels])
 
     def __call__(self, x, noise_level, labels):
-        config, embedding = self.config, self.embedding(noise_level, labels)
+        config, embedding, self.taken = self.config, self.embedding(noise_level, labels), 0
         h, skips = self.conv("conv_in", x.double()), {}
         lowest = len(config.widths) - 1
         for r in range(lowest + 1):
@@ -92,7 +93,10 @@ class Plain:
 
 
 @pytest.mark.parametrize(("config", "num_labels"), [(TINY, 3), (BARE, 0)], ids=["tiny", "bare"])
-def test_the_function_is_that_of_a_plain_version_in_float64(config, num_labels):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_function_is_that_of_a_plain_version_in_float64(config, num_labels, device, monkeypatch):
+    """With the biases of the convolutions added as on each device."""
+    monkeypatch.setattr(sums, "bias_is_a_pass", lambda _: device == "cuda")
     network = perturbed(config, num_labels).eval()
     x, noise_level, labels = batch()
     x *= 0.1  # small, so that eps of the normalisations matters
@@ -109,8 +113,8 @@ def test_the_initial_output_is_zero_and_the_attention_and_blocks_start_as_identi
     network = TINY.build(3, 2, SIZE, 3)
     assert not network(x, noise_level, labels).any()
     h = torch.randn(3, 6, 2, 3)
-    assert torch.equal(network.attention(h), h)
-    assert torch.equal(network.middle_in(h, torch.randn(3, 10)), h)
+    assert torch.equal(network.attention(h).tensor(), h)
+    assert torch.equal(network.middle_in(h, torch.randn(3, 12)).tensor(), h)
     assert float(network.down[0].position.detach().std()) == pytest.approx(0.05, rel=0.1)
 
 

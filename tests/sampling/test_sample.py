@@ -313,3 +313,31 @@ def test_as_a_library_from_another_folder(tmp_path):
     here = sample(tmp_path / "model", 3, steps=2, seed=1).flatten()
     there = torch.tensor([int(number) for number in numbers[4:]])
     assert (there != here).float().mean() < 0.02  # the rounding of the network may move a pixel by a level
+
+
+class Flat(nn.Module):
+    """A network that views its input as rows, which channels-last memory does not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 8 * 8, 3 * 8 * 8)
+
+    def forward(self, x, noise_level, labels=None):
+        return self.linear(x.view(len(x), -1)).view(x.shape)
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(), DPMSolver(), Heun()])
+def test_latents_have_the_layout_of_the_network(sampler):
+    """Channels-last for ours, so that no step copies them; contiguous for the user's own, and for callbacks."""
+    settings = {**SMALL_DDPM, "shape": (3, 8, 8)}
+    seen, shown = [], []
+    for model in (DDPM(DDPMConfig(**settings)), DDPM(DDPMConfig(**settings), network=Flat())):
+        model.eval().network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].stride()))
+        images = sample(
+            model, 2, 3, sampler, output="levels", callback=lambda step, nfe, z, x_hat: shown.append((z, x_hat))
+        )
+        assert images.is_contiguous()
+        assert all(value.is_contiguous() for values in shown for value in values)
+        expected = (192, 1, 24, 3) if model.custom == () else (192, 64, 8, 1)
+        assert set(seen) == {expected}
+        seen.clear()
