@@ -82,9 +82,9 @@ class Cost:
 def jobs(pattern: str, targets: list[str], brief: bool) -> Iterator[tuple[int, str, str]]:
     """(index in `VARIANTS`, dtype, target).
 
-    If ``brief``, secondary variants and those for one width of data are compiled for sm_90 only, and on other targets
-    each kernel in one dtype only.
+    If ``brief``, other targets than sm_90 get the first variant of each kernel only, in one dtype.
     """
+    first = {id(variant.function): place for place, variant in reversed(list(enumerate(VARIANTS)))}
     for place, variant in enumerate(VARIANTS):
         if not re.search(pattern, f"{variant.kernel} {variant.name}"):
             continue
@@ -93,7 +93,8 @@ def jobs(pattern: str, targets: list[str], brief: bool) -> Iterator[tuple[int, s
             if variant.bits:
                 dtypes = [dtype for dtype in dtypes if 8 * BYTES[dtype] == variant.bits]
             if brief and target != "sm_90":
-                dtypes = [] if variant.aside or variant.bits else [dtypes[(place + number) % len(dtypes)]]
+                is_first = first[id(variant.function)] == place
+                dtypes = [dtypes[(place + number) % len(dtypes)]] if is_first else []
             yield from ((place, dtype, target) for dtype in dtypes)
 
 

@@ -6,6 +6,7 @@ models (Kingma et al. 2021, arXiv:2107.00630, appendix B). `ConcatUNetConfig` ha
 
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -133,8 +134,12 @@ class ConcatUNet(nn.Module):
         return self.conv_out(self.norm_out(h))  # [B, channels_out, H, W]
 
     def blocks(self) -> list["_ResBlock"]:
-        """Return the residual blocks, registered in the order in which they are called."""
-        return [module for module in self.modules() if isinstance(module, _ResBlock)]
+        """Return the residual blocks in the order in which they are called."""
+        down, up = (
+            [block for stage in stages for block in stage.get_submodule("blocks").children()]
+            for stages in (self.down, self.up)
+        )
+        return cast(list[_ResBlock], [*down, self.middle_in, self.middle_out, *up])
 
     def _shifts(self, embedding: Tensor) -> Iterator[Shifts]:
         """Yield what each block adds after its convolutions, in the order of `blocks`."""

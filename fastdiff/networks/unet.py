@@ -1,6 +1,7 @@
 """A U-Net (Ronneberger et al. 2015, arXiv:1505.04597) whose residual blocks are modulated by the noise level."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -109,8 +110,12 @@ class UNet(nn.Module):
         return self.conv_out(self.norm_out(h))  # [B, channels_out, H, W]
 
     def blocks(self) -> list[ResBlock]:
-        """Return the residual blocks, registered in the order in which they are called."""
-        return [module for module in self.modules() if isinstance(module, ResBlock)]
+        """Return the residual blocks in the order in which they are called."""
+        down, up = (
+            [block for stage in stages for block in stage.get_submodule("blocks").children()]
+            for stages in (self.down, self.up)
+        )
+        return cast(list[ResBlock], [*down, self.middle_in, self.middle_out, *up])
 
     def _inputs(self, embedding: Tensor) -> Iterator[BlockInputs]:
         """Yield what each block is called with besides the features, in the order of `blocks`."""
