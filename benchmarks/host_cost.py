@@ -43,8 +43,9 @@ from report import machine
 from triton.runtime.driver import driver
 
 MODULES = (
-    "decoder_nll_kernels", "diffuse", "eps_loss", "fourier", "gaussian_log_ratio", "group_norm_kernels",
-    "group_norm_gradient", "group_norm_sums", "noise_kernels", "reparameterize", "sampler_step_kernels",
+    "decoder_nll_kernels", "diffuse", "eps_loss", "fourier", "fourier_last", "gaussian_log_ratio",
+    "group_norm_kernels", "group_norm_gradient", "group_norm_sums", "noise_kernels", "reparameterize",
+    "sampler_step_kernels",
 )  # fmt: skip
 CALLS, REPEATS = 500, 25
 

@@ -25,9 +25,9 @@ _TWO_PI = constant(6.283185307179586)
 @jit
 def fourier_last_kernel(
     z_ptr, out_ptr, n, blocks, scale_min, C: constexpr, FEATURES: constexpr, PADDED_C: constexpr, PADDED_K: constexpr,
-    LEVELS: constexpr, BLOCK: constexpr,
+    DEPTH: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
-    """z and its features for BLOCK pixels of one sample. PADDED are powers of two, as is 2^LEVELS > 2 FEATURES."""
+    """z and its features for BLOCK pixels of one sample. PADDED are powers of two, as is 2^DEPTH > 2 FEATURES."""
     HALF: constexpr = out_ptr.dtype.element_ty.primitive_bitwidth == 16
     K: constexpr = C * (1 + 2 * FEATURES)
     sample, start = locate(blocks, BLOCK)
@@ -50,19 +50,19 @@ def fourier_last_kernel(
     slots = (z,)
     slots += sines
     slots += cosines
-    for _ in tl.static_range(1 + 2 * FEATURES, 1 << LEVELS):
+    for _ in tl.static_range(1 + 2 * FEATURES, 1 << DEPTH):
         slots += (z,)  # never read
-    for level in tl.static_range(LEVELS):
+    for turn in tl.static_range(DEPTH):
         joined = ()
-        for k in tl.static_range(1 << (LEVELS - 1 - level)):
-            joined += (tl.interleave(slots[k], slots[k + (1 << (LEVELS - 1 - level))]),)
+        for k in tl.static_range(1 << (DEPTH - 1 - turn)):
+            joined += (tl.interleave(slots[k], slots[k + (1 << (DEPTH - 1 - turn))]),)
         slots = joined
     k = tl.arange(0, PADDED_K)[None, :]  # of a feature in its row; slot: of its kind, of its channel
     angle = tl.maximum(k - C, 0) % (C * FEATURES)
     slot = tl.where(k < C, 0, 1 + angle % FEATURES + tl.where(k < C + C * FEATURES, 0, FEATURES))
     owner = tl.where(k < C, k, angle // FEATURES)
     row = tl.arange(0, BLOCK)[:, None]
-    place = ((row * PADDED_C + owner) << LEVELS) + slot
+    place = ((row * PADDED_C + owner) << DEPTH) + slot
     features = slots[0]  # pyright: ignore[reportGeneralTypeIssues]
     out = tl.reshape(tl.gather(features, tl.reshape(place, BLOCK * PADDED_K), 0), BLOCK, PADDED_K)
     tl.store(out_ptr + pixel * K + k, out.to(out_ptr.dtype.element_ty), mask=(pixel < n) & (k < K))
@@ -108,10 +108,10 @@ def takes(z: Tensor, features: int) -> bool:
 def tile_of(channels: int, frequencies: int) -> dict[str, int]:
     """The constants of `fourier_last_kernel`."""
     padded = power_of_two(channels * (1 + 2 * frequencies))
-    levels = power_of_two(1 + 2 * frequencies).bit_length() - 1
+    depth = power_of_two(1 + 2 * frequencies).bit_length() - 1
     return {
         "C": channels, "FEATURES": frequencies, "PADDED_C": power_of_two(channels), "PADDED_K": padded,
-        "LEVELS": levels, "BLOCK": TILE // padded,
+        "DEPTH": depth, "BLOCK": TILE // padded,
     }  # fmt: skip
 
 
