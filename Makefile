@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: sample test check machine mutants same-numbers bench bench-gpu static-cost format lint types clean
+.PHONY: sample test check machine mutants faults same-numbers bench bench-gpu static-cost format lint types clean
 
 sample: $(STAMP)  ## Draw 64 digits from the embedded model into samples.png
 	$(BIN)/fastdiff sample digits --out samples.png
@@ -20,6 +20,9 @@ machine: $(STAMP)-dev  ## Execute the compiled kernels' PTX, without a GPU
 
 mutants: $(STAMP)-dev  ## Apply the faults of tests/mutants/ one by one; the tests must find each
 	$(BIN)/python tests/mutants/run.py
+
+faults: $(STAMP)-dev  ## Try every fault of tests/faults/ (about half an hour); write docs/faults.md
+	$(BIN)/python tests/faults/run.py
 
 same-numbers: $(STAMP)-dev  ## Compare the numbers of this checkout with those of the commit BASE (default: HEAD)
 	$(BIN)/python benchmarks/same_numbers.py $(or $(BASE),HEAD)
@@ -57,5 +60,5 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(STAMP)-dev: $(STAMP)
-	$(PIP) -e '.[test,dev,eval,interop,plot,mixture]'
+	$(PIP) -e '.[test,dev,eval,interop,plot,mixture,log]'
 	touch $@

@@ -9,6 +9,7 @@ from fastdiff_kernels import (
     Noise,
     decoder_nll,
     diffuse,
+    dropout,
     eps_loss,
     fourier_features,
     gaussian_log_ratio,
@@ -108,6 +109,8 @@ def both_orders(operation: str, data: str, *arguments: Any) -> Iterator[Run]:
 RUNS = (
     *both_orders("diffuse", "noise drawn", lambda x, gamma: diffuse(x, gamma, NOISE), with_vector(1), (0, 1)),
     Run("diffuse", "noise given", CIFAR, lambda x, eps, gamma: diffuse(x, gamma, eps), with_vector(2), (0, 2)),
+    Run("dropout", "contiguous", SIZES[1], lambda x: dropout(x, 0.3, NOISE), normal(1)),
+    Run("dropout", "channels last", SIZES[1], lambda x: dropout(x, 0.3, NOISE), normal(1), order=torch.channels_last),
     *both_orders("eps_loss", "noise drawn", lambda x, weight: eps_loss(x, NOISE, weight), with_vector(1), (0,)),
     *both_orders("fourier_features", "2 frequencies", fourier_features, normal(1), (0,)),
     *both_orders("sampler_step", "ancestral", lambda z, eps: sampler_step(z, eps, ANCESTRAL, NOISE), normal(2)),

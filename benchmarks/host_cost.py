@@ -30,6 +30,7 @@ from fastdiff_kernels import (
     _triton,
     decoder_nll,
     diffuse,
+    dropout,
     eps_loss,
     fourier_features,
     gaussian_log_ratio,
@@ -43,7 +44,7 @@ from report import machine
 from triton.runtime.driver import driver
 
 MODULES = (
-    "decoder_nll_kernels", "diffuse", "eps_loss", "fourier", "fourier_last", "gaussian_log_ratio",
+    "decoder_nll_kernels", "diffuse", "dropout", "eps_loss", "fourier", "fourier_last", "gaussian_log_ratio",
     "group_norm_kernels", "group_norm_gradient", "group_norm_sums", "noise_kernels", "reparameterize",
     "sampler_step_kernels",
 )  # fmt: skip
@@ -86,6 +87,7 @@ def calls(grad: bool) -> dict[str, Callable[[], object]]:
     multistep = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0])
     return {
         "diffuse": lambda: diffuse(x, vector, noise),
+        "dropout": lambda: dropout(x, 0.3, noise),
         "eps_loss": lambda: eps_loss(x, noise, vector),
         "fourier_features": lambda: fourier_features(x),
         "sampler_step": lambda: sampler_step(x, other, row, noise, keep_x_hat=False),

@@ -10,9 +10,9 @@ from fastdiff_kernels.launch import BLOCK, TILE_THREADS, WARPS
 _triton.load()  # so that the modules hold kernels that can be compiled
 
 # the package's attribute of some of these names is the operation, not the module
-diffuse, eps_loss, fourier, fourier_last, log_ratio, reparameterize = (
+diffuse, dropout, eps_loss, fourier, fourier_last, log_ratio, reparameterize = (
     import_module(f"fastdiff_kernels.{name}")
-    for name in ("diffuse", "eps_loss", "fourier", "fourier_last", "gaussian_log_ratio", "reparameterize")
+    for name in ("diffuse", "dropout", "eps_loss", "fourier", "fourier_last", "gaussian_log_ratio", "reparameterize")
 )
 decoder_nll, noise, sampler_step = (
     import_module(f"fastdiff_kernels.{name}")
@@ -78,6 +78,11 @@ def _small(types: dict[str, str], *ones: str) -> dict[str, str]:
 
 DIFFUSE = {"x_ptr": DATA, "gamma_ptr": FLOAT, "noise_ptr": KEY, "z_ptr": DATA, **SIZES}
 GAMMA = {"grad_ptr": DATA, "x_ptr": DATA, "noise_ptr": KEY, "partial_ptr": FLOAT, **SIZES}
+DROPOUT = {"x_ptr": DATA, "key_ptr": KEY, "out_ptr": DATA, "stream": INT, "drop": INT, "scale": "fp32", **SIZES}
+DROPOUT_LAST = {
+    **{name: kind for name, kind in DROPOUT.items() if name not in SIZES},
+    **dict.fromkeys(("pixels", "channels", "chunks"), INT),
+}
 ERROR = {"eps_hat_ptr": DATA, "noise_ptr": KEY, "partial_ptr": FLOAT, **SIZES}
 ERROR_GRADIENT = {"grad_ptr": FLOAT, "eps_hat_ptr": DATA, "noise_ptr": KEY, "out_ptr": DATA, **SIZES}
 FOURIER = {"z_ptr": "*fp32", "out_ptr": DATA, "channels": INT, "n": INT, "scale_min": "fp32"}
@@ -156,6 +161,20 @@ def _last(kernel: str, name: str, function: Any, types: dict[str, str], constant
         found.append(
             Variant(kernel, f"{name}, {channels} channels last", function, types, sizes, pixels * channels, bits=bits,
                     **more)
+        )  # fmt: skip
+    return found
+
+
+def _dropout_last(name: str, channels: int, pixels: int, **more: Any) -> list[Variant]:
+    """Dropout of channels-last data, one variant for each width of data."""
+    found = []
+    for bits in (32, 16):
+        tile = dropout.last_tile(pixels, channels, bits // 8)
+        elements, warps = tile["GROUP"] * tile["BLOCK_P"] * tile["BLOCK_C"], tile.pop("num_warps")
+        multiples = tuple(key for key, size in (("pixels", pixels), ("channels", channels)) if size % 16 == 0)
+        found.append(
+            Variant("dropout", name, dropout.dropout_last_kernel, DROPOUT_LAST, tile, elements, warps, multiples,
+                    bits=bits, **more)
         )  # fmt: skip
     return found
 
@@ -273,6 +292,11 @@ VARIANTS = (
     *_last("reparameterize", "noise drawn", reparameterize.reparameterize_kernel, REPARAMETERIZE, DRAWN, accesses=3),
     *_last("reparameterize", "gradient, drawn", reparameterize.reparameterize_gradient_kernel,
            REPARAMETERIZE_GRADIENT, DRAWN, accesses=5),
+    Variant("dropout", "contiguous", dropout.dropout_kernel, DROPOUT, {"BLOCK": dropout.LARGEST}, dropout.LARGEST,
+            accesses=2),
+    *_dropout_last("channels last", 128, 1024, accesses=2),
+    *_dropout_last("channels last, 48 channels", 48, 16, aside=True),
+    *_dropout_last("channels last, odd size", 32, 49, aside=True),
     # 8 × 8 images of one channel, and single numbers: sizes of 1 become constants
     Variant("diffuse", "64 elements", diffuse.diffuse_kernel, _small(DIFFUSE, "blocks"),
             DRAWN | {"blocks": 1, "BLOCK": 64}, 64, aside=True),

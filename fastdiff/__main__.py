@@ -2,6 +2,7 @@
 
 import sys
 
-from .cli.main import main
+from .cli.entry import main
 
-sys.exit(main())
+if __name__ == "__main__":  # a process that is spawned imports this file again
+    sys.exit(main())

@@ -1,10 +1,11 @@
 """The public way to draw images from a model. It imports torch when it is called, not before."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from .diffusion import Plan, Sampler

@@ -12,6 +12,7 @@ from fastdiff_kernels import (
     Noise,
     decoder_nll,
     diffuse,
+    dropout,
     eps_loss,
     fourier_features,
     gaussian_log_ratio,
@@ -112,6 +113,12 @@ CASES = {
         lambda x, gamma: oracle.diffuse(x, gamma, drawn(x)),
         (0, 1),
         lambda shape, dtype: [normal(shape, dtype), vector(shape[0])],
+    ),
+    "dropout": Case(
+        lambda x: dropout(x, 0.3, NOISE, 2),
+        lambda x: oracle.dropout(x, 0.3, 20, 1, 2, 2),
+        (0,),
+        lambda shape, dtype: [normal(shape, dtype)],
     ),
     "eps_loss": Case(
         eps_loss,
@@ -254,7 +261,9 @@ def channels_last(case: Case) -> Case:
     return Case(ours, case.exact, case.differentiable, case.make)
 
 
-LAST = ("diffuse drawn", "eps_loss drawn", "sampler_step drawn", "reparameterize drawn", "fourier_features")
+LAST = (
+    "diffuse drawn", "dropout", "eps_loss drawn", "sampler_step drawn", "reparameterize drawn", "fourier_features",
+)  # fmt: skip
 TABLE = torch.tensor([[9.0] * 10, PLAIN_ROW, [9.0] * 10])
 MORE_CASES = {
     "draw": Case(

@@ -1,5 +1,8 @@
 """The operations in float64, written from their equations and independent of the kernels."""
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +54,33 @@ def reparameterize(mean: Tensor, logvar: Tensor, eps: Tensor) -> tuple[Tensor, T
     variance = torch.exp(logvar)
     kl = -0.5 * torch.log(variance) + 0.5 * (variance + mean**2) - 0.5
     return mean + torch.sqrt(variance) * eps, kl.flatten(1).sum(1)
+
+
+def philox(seed: int, c0: np.ndarray, c1: np.ndarray, c2: int, c3: int) -> list[np.ndarray]:
+    """The four words of Philox4x32-10 in uint64 arithmetic, one round after the other as published."""
+    low, half = np.uint64(2**32 - 1), np.uint64(32)
+    c = [np.asarray(value, dtype=np.uint64) for value in np.broadcast_arrays(c0, c1, c2, c3)]
+    for k in range(10):
+        key = [(seed % 2**32 + k * 0x9E3779B9) % 2**32, (seed // 2**32 + k * 0xBB67AE85) % 2**32]
+        a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
+        c = [(b >> half) ^ c[1] ^ np.uint64(key[0]), b & low, (a >> half) ^ c[3] ^ np.uint64(key[1]), a & low]
+    return c
+
+
+def dropout_bytes(shape, seed: int, step: int = 0, first_sample: int = 0, layer: int = 0) -> np.ndarray:
+    """The byte of every element: byte i % 16, from the lowest of the first word, of counter i // 16; stream 9."""
+    n = math.prod(shape[1:])
+    calls, samples = np.arange(n // 16 + 1)[None], (np.arange(shape[0])[:, None] + first_sample) % 2**32
+    words = philox(seed, calls, samples, step, 9 + 256 * layer)
+    found = np.stack([(word >> np.uint64(8 * j)) & np.uint64(255) for word in words for j in range(4)], axis=-1)
+    return found.reshape(shape[0], 16 * words[0].shape[1])[:, :n].reshape(shape)
+
+
+def dropout(x: Tensor, p: float, seed: int, step: int = 0, first_sample: int = 0, layer: int = 0) -> Tensor:
+    """x / (1 - k/256) where the byte is at least k = round(256 p), else 0."""
+    k = round(256 * p)
+    kept = torch.from_numpy(dropout_bytes(tuple(x.shape), seed, step, first_sample, layer) >= k)
+    return torch.where(kept, x / (1.0 - k / 256.0), torch.zeros_like(x))
 
 
 def gaussian_log_density(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:

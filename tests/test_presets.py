@@ -1,5 +1,6 @@
 """Presets: they build what the papers describe, fit their data, and train."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -11,8 +12,9 @@ from fastdiff.data import digits
 from fastdiff.data.loading import NOT_SHIPPED
 from fastdiff.diffusion import LearnedSchedule
 from fastdiff.kernels import FastdiffError, Noise
-from fastdiff.models import DDPM, HVAE, VDM, DiffuseVAE
-from fastdiff.presets import preset
+from fastdiff.models import DDPM, HVAE, VDM, DiffuseVAE, VDMConfig, model_of
+from fastdiff.models.small import SMALL_MODELS, small_config, small_options, small_widths
+from fastdiff.presets import own_training, preset
 from fastdiff.training.batches import check_fit
 
 
@@ -155,6 +157,65 @@ def test_digits_presets_fit_the_digits(name, parameters):
 def test_the_name_of_the_embedded_model_is_a_preset():
     assert preset("digits") is preset("vdm-digits")
     assert fastdiff.load("digits").config == preset("digits").model
+
+
+@pytest.mark.parametrize("kind", SMALL_MODELS)
+@pytest.mark.parametrize(
+    ("shape", "levels", "width"),
+    [((1, 1, 7), 256, None), ((3, 1, 1), 2, 1), ((1, 28, 28), 17, 6), ((3, 9, 12), 256, 5), ((2, 32, 8), 256, 4)],
+)
+def test_small_models_fit_any_images(kind, shape, levels, width):
+    """A step of training on images of that shape, with the settings for own data."""
+    vae = small_config("vae", shape, levels, width=width) if kind == "diffusevae" else None
+    model = model_of(small_config(kind, shape, levels, width=width, blocks=1, vae=vae))
+    x = images(2, shape=shape, levels=levels)
+    objective = model(x, Noise(0), None, own_training(kind, "").loss)
+    objective.loss.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    found = small_options(model.config)
+    assert (found["model"], found["blocks"]) == (kind, 1)
+    assert width is None or found["width"] == width
+
+
+def test_small_networks_halve_the_images_while_they_can():
+    """Down to four to seven pixels, or until a side is odd; the width grows by halves to twice of it."""
+    assert small_widths((3, 32, 32), 64) == (64, 96, 128, 128)
+    assert small_widths((1, 28, 28), 32) == (32, 48, 64)
+    assert small_widths((3, 128, 128), 64) == (64, 96, 128, 128, 128, 128)
+    assert small_widths((3, 30, 64), 8) == (8, 12)
+    assert small_widths((3, 31, 64), 8) == small_widths((3, 1, 64), 8) == (8,)
+
+
+def test_small_models_follow_the_levels():
+    """gamma_0 scales the noise with the distance of two levels; categorical predictions for few levels."""
+    bytes_, digits_ = small_config("vdm", (3, 8, 8), 256), small_config("vdm", (1, 8, 8), 17, num_classes=10)
+    assert isinstance(bytes_, VDMConfig)
+    assert isinstance(digits_, VDMConfig)
+    assert (bytes_.gamma_0, bytes_.fourier, bytes_.prediction) == (-13.3, (7, 8), "epsilon")
+    assert (digits_.fourier, digits_.prediction, digits_.num_classes) == ((3, 4), "categorical", 10)
+    noise = [math.exp(0.5 * config.gamma_0) * config.levels for config in (bytes_, digits_)]
+    assert noise[0] == pytest.approx(noise[1], rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"kind": "gan"}, "gan"),
+        ({"kind": "diffusevae"}, "first_stage"),
+        ({"kind": "vdm", "width": 0}, "width"),
+        ({"kind": "vae", "num_classes": 2}, "num_classes"),
+    ],
+)
+def test_small_models_that_cannot_be(arguments, word):
+    with pytest.raises(FastdiffError, match=word):
+        small_config(**{"shape": (3, 8, 8), "levels": 256} | arguments)
+
+
+def test_settings_for_own_data():
+    """A warm-up of a tenth of few steps, unless it is given."""
+    assert [own_training("vdm", "x", max_steps=steps).warm_up for steps in (50, 5000, 50_000)] == [5, 500, 500]
+    assert own_training("vae", "x", max_steps=50, warm_up=20).warm_up == 20
+    assert [own_training(kind, "x").loss for kind in SMALL_MODELS] == ["elbo", "simple", "elbo", "elbo", "simple"]
 
 
 def test_unknown_preset():

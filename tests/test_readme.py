@@ -1,4 +1,4 @@
-"""README.md holds: its examples run, its commands parse, its tables come from committed files, its figures are true."""
+"""README.md and the guide to training hold: examples run, commands parse, tables come from committed files."""
 
 import json
 import re
@@ -13,15 +13,33 @@ from sources import ROOT
 
 import fastdiff
 from fastdiff.checkpoints import embedded_names
-from fastdiff.cli.main import Command
+from fastdiff.cli.main import Command, main
 from fastdiff.data import digits
 from fastdiff.evaluation import evaluate
 from fastdiff.presets import PRESETS, preset
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-SMALLER = {r"\bmax_steps=[\d_]+": "max_steps=2", r"\bsteps=\d+": "steps=2", r"\bdraws=\d+": "draws=1"}
-COMMANDS = re.findall(r"^ +fastdiff (.+?)(?: +#.*)?$", README, re.MULTILINE)
+README, GUIDE = ((ROOT / name).read_text() for name in ("README.md", "docs/training.md"))
+SMALLER = {
+    r"\bmax_steps=[\d_]+": "max_steps=2", r"\bsteps=\d+": "steps=2", r"\bdraws=\d+": "draws=1",
+    r'"max_steps": \d+': '"max_steps": 3', r"--max-steps 300": "--max-steps 2", r"--max-steps \d{3,}": "--max-steps 3",
+    r"--steps \d+": "--steps 2", r"\bwidth=16": "width=8", r"--width 16": "--width 8",
+}  # fmt: skip
+COMMAND = r"^ +(?:nohup |torchrun .*? -m (?:-- )?)?fastdiff (.+?)(?: +[#>].*)?$"
+COMMANDS = list(dict.fromkeys(re.findall(COMMAND, README + GUIDE, re.MULTILINE)))
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+BLOCKS = blocks(README)
+
+
+def smaller(text: str) -> str:
+    """Return an example with fewer steps."""
+    for pattern, replacement in SMALLER.items():
+        text = re.sub(pattern, replacement, text)
+    return text
 
 
 def test_the_python_examples_run(tmp_path, monkeypatch):
@@ -35,13 +53,33 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     session = {"x": x, "z_t": x, "eps_hat": x, "gamma": w, "w": w, "table": torch.rand(5, 10)}
     session |= {"network": lambda features: features[:, :3], "__name__": "__main__"}
     for number, block in enumerate(BLOCKS, 1):
-        code = block
-        for pattern, smaller in SMALLER.items():
-            code = re.sub(pattern, smaller, code)
-        exec(compile(code, f"README.md, example {number}", "exec"), session)
+        exec(compile(smaller(block), f"README.md, example {number}", "exec"), session)
     saved = list(tmp_path.glob("*/config.json"))
     assert saved
     assert all(fastdiff.load(path.parent) for path in saved)
+
+
+def test_the_guide_to_training_runs(tmp_path, monkeypatch, capsys):
+    """The first example writes images; then the commands on the run ``small``, with fewer steps; then all others."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastdiff.models.diffusion.DEFAULT_STEPS", 3)
+    monkeypatch.setattr("fastdiff.training.feed.default_workers", lambda: 0)
+    monkeypatch.setattr("fastdiff.training.keeping.NUM_SAMPLES", 4)
+    monkeypatch.setattr(
+        "fastdiff.training.keeping.evaluate", lambda *given, **options: evaluate(*given, **options | {"draws": 1})
+    )
+    session = {"__name__": "__main__"}
+    first, *others = [compile(smaller(text), f"docs/training.md, {k}", "exec") for k, text in enumerate(blocks(GUIDE))]
+    exec(first, session)
+    commands = [command for command in COMMANDS if command.startswith("check") or "runs/small" in command]
+    assert len(commands) >= 4
+    for command in commands:
+        assert main(shlex.split(smaller(command))) == 0, command
+    assert "learning_rate 0.0005 -> 0.0002 from step 2" in capsys.readouterr().out
+    for block in others:
+        exec(block, session)
+    assert {path.name for path in tmp_path.glob("runs/*/model")} == {"model"}
+    assert all(fastdiff.load(path.parent) for path in tmp_path.glob("*/config.json"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -75,6 +113,6 @@ def test_embedded_digits_are_recognised_by_their_neighbours():
     labels = [k for k in range(10) for _ in range(10)]
     drawn = fastdiff.sample(model, 100, steps=50, labels=labels, output="levels").flatten(1).double()
     assert data.train_labels is not None
-    distance = (drawn[:, None] - data.train_images.flatten(1).double()[None]).square().sum(2)
+    distance = (drawn[:, None] - data.train_images[:].flatten(1).double()[None]).square().sum(2)
     found = data.train_labels[distance.argmin(1)]
     assert sum(int(a) == b for a, b in zip(found, labels, strict=True)) >= 90

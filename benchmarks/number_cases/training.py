@@ -77,7 +77,7 @@ def training(folder: Path) -> Iterator[Case]:
 def tensors_of(state: Any) -> list[Tensor]:
     """Weights, averaged weights and the optimiser's moments, in the order of the parameters."""
     moments = [state.optimizer.state[parameter] for parameter in state.model.parameters()]
-    weights = [*state.model.state_dict().values(), *state.ema.module.state_dict().values()]
+    weights = [*state.model.state_dict().values(), *state.averaged.state_dict().values()]
     return [*weights, *(values[key] for values in moments for key in sorted(values))]
 
 

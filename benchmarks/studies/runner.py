@@ -24,7 +24,7 @@ from fastdiff.io.folders import MANIFEST, read_folder
 from fastdiff.kernels import FastdiffError
 from fastdiff.models import ImageConfig, Model, model_of
 from fastdiff.training import TrainConfig
-from fastdiff.training.runs import resume, run, start
+from fastdiff.training.runs import RunOptions, resume, run, start
 
 
 class StudyError(FastdiffError, RuntimeError):
@@ -104,7 +104,8 @@ def _train(wanted: Run, folder: Path) -> float:
         state = resume(path, to_dict(wanted.train), model_config=wanted.model)
     else:
         state = start(path, lambda: _fresh(wanted, folder), wanted.train, data)
-    result = run(path, state, data, evaluations=1, progress=False)
+    options = RunOptions(evaluations=1, pictures=False, progress=False)
+    result = run(path, state, data, options)
     if result.stopped_by is not None or result.evaluation is None:
         raise StudyError(f"{wanted.name} was interrupted after step {result.step}; the same command resumes it")
     return result.evaluation.mean

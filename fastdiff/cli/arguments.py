@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from ..data import Dataset
     from ..diffusion import Sampler
     from ..models import Degradation
 
@@ -29,15 +30,14 @@ def check_picture(path: Path) -> None:
 
 
 def write_picture(image: "Image.Image", path: Path) -> None:
-    """Write a picture.
+    """Write a picture atomically.
 
     Raises:
-        InvalidValueError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
-    try:
-        image.save(path)
-    except OSError as error:
-        raise InvalidValueError(f"{path} cannot be written: {error}") from error
+    from ..io import pictures
+
+    pictures.write_picture(image, path)
 
 
 def sampler_of(name: str, **options: Any) -> "Sampler":
@@ -103,6 +103,26 @@ def parse_counts(name: str, text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) >= 1 for part in parts):
         raise InvalidValueError(f"{flag(name)} must be integers >= 1, separated by commas, got {text!r}")
     return [int(part) for part in parts]
+
+
+def load_data(model: str, data: str | None) -> "Dataset":
+    """Load a data set as a model was trained on it: with the sizes, crops, colours and classes of its training.
+
+    Args:
+        model: folder or name of the model.
+        data: name or path of the data set; None is the one of the training, or the digits where nothing is known.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    from ..checkpoints import training_of
+    from ..data import ImageOptions, load_dataset
+    from ..io.configuration import from_dict
+
+    training = training_of(model)
+    options = from_dict(ImageOptions, training.get("images", {}), f"{model}: images")
+    name = data if data is not None else training.get("data", "digits")
+    return load_dataset(str(name), options)
 
 
 def default_device() -> "torch.device":

@@ -1,12 +1,18 @@
 """The command ``evaluate``."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import tyro
 from fastdiff_kernels.errors import InvalidValueError
 
-from .arguments import default_device
+from .arguments import load_data
 from .tables import TABLE_HEAD, format_row
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..io.folders import Json
 
 ODE_DRAWS = 4  # at most, since each takes four calls of the network and its gradient per step
 
@@ -17,8 +23,8 @@ class Evaluate:
 
     model: tyro.conf.Positional[str] = "digits"
     """Checkpoint folder, run folder, or embedded model."""
-    data: str = "digits"
-    """Data set: digits, an .npz file, a CIFAR-10 archive, or a folder of images."""
+    data: str | None = None
+    """Data set (digits, an .npz file, a CIFAR-10 archive, a folder of images), instead of that of the training."""
     T: str = "own"
     """Numbers of steps T of the bound, such as 1,10,100,inf; by default the model's own."""
     exact: bool = False
@@ -33,6 +39,8 @@ class Evaluate:
     """Images per call of the network; it changes the result by rounding only."""
     conditional: bool = False
     """Condition a class-conditional model on the labels."""
+    device: str = "auto"
+    """Where to run: auto (the GPU if there is one), cpu, cuda, or cuda:1; under torchrun each process takes a GPU."""
     json: bool = False
     """Print JSON lines instead of a table."""
 
@@ -40,51 +48,62 @@ class Evaluate:
         """Check all arguments, then evaluate at one T after the other, printing each result."""
         wanted = [_parse_T(part) for part in self.T.split(",")]
 
+        from ..io.processes import joined
+
+        with joined(self.device) as device:
+            self._evaluate(wanted, device)
+        return 0
+
+    def _evaluate(self, wanted: list[int | str | None], device: "torch.device") -> None:
+        """Evaluate on a device; under torchrun the processes divide the work, and the first one prints."""
         from ..checkpoints import load
-        from ..data import load_dataset
         from ..evaluation import evaluate, evaluate_latents, evaluate_ode, standard_error
         from ..evaluation.batches import check_draws
         from ..evaluation.bits_per_dim import check_bound
         from ..evaluation.ode import check_integrator
         from ..kernels import Noise
         from ..training.batches import check_fit
-        from ..training.metrics import json_line
 
         check_draws(self.draws, self.batch_size)
         Noise(self.seed)  # checks it
-        model = load(self.model).to(default_device())
+        model = load(self.model).to(device)
         if self.ode is not None:
             check_integrator(self.ode)
             _ = model.unconditional_diffusion  # raises for other models
-        data = load_dataset(self.data)
+        data = load_data(self.model, self.data)
         check_fit(model, data)
         labels = data.test_labels if self.conditional else None
         if self.conditional and labels is None:
             raise InvalidValueError(f"--conditional needs labelled data, and {data.name} has no labels")
-        model.check_labels("evaluate", labels, len(data.test_images))
+        images, common = data.test_images, {"batch_size": self.batch_size, "progress": True, "sharded": True}
+        model.check_labels("evaluate", labels, len(images))
         for T in wanted:
             check_bound(model, T, self.exact)
-        if not self.json:
-            draws = "the sum over all steps" if self.exact else f"{self.draws} draws each"
-            print(f"{self.model}: {len(data.test_images)} held-out images of {data.name}, {draws}, seed {self.seed}")
-            print(TABLE_HEAD)
-        images, batch_size = data.test_images, self.batch_size
-        layers = evaluate_latents(model, images, self.seed, batch_size)
+        draws = "the sum over all steps" if self.exact else f"{self.draws} draws each"
+        self._print(f"{self.model}: {len(images)} held-out images of {data.name}, {draws}, seed {self.seed}", None)
+        self._print(TABLE_HEAD, None)
+        layers = evaluate_latents(model, images, self.seed, **common)
         about = {"draws": self.draws, "seed": self.seed, "exact": self.exact}
         for T in wanted:
-            result = evaluate(model, images, labels, T, self.draws, self.seed, batch_size, self.exact, progress=True)
-            print(json_line(result.row() | about | layers) if self.json else format_row(result), flush=True)
-        if layers and not self.json:
-            for layer, (active, nats) in enumerate(zip(*layers.values(), strict=True), 1):
-                print(f"z_{layer}: {active} of {model.latent_size} units active, {nats:.2f} nats per image")
+            result = evaluate(model, images, labels, T, self.draws, self.seed, exact=self.exact, **common)
+            self._print(format_row(result), result.row() | about | layers)
+        for layer, (active, nats) in enumerate(zip(*layers.values(), strict=True), 1):
+            line = f"z_{layer}: {active} of {model.latent_size} units active, {nats:.2f} nats per image"
+            self._print(line, None)
         if self.ode is not None:
             draws = min(self.draws, ODE_DRAWS)
-            bpd = evaluate_ode(model, images, labels, self.ode, draws, self.seed, batch_size, progress=True)
+            bpd = evaluate_ode(model, images, labels, self.ode, draws, self.seed, **common)
             mean, error = float(bpd.mean()), standard_error(bpd)
             row = {"ode_steps": self.ode, "bpd": mean, "se": error, **about, "draws": draws}
-            line = f"{'ODE':>8}  {mean:9.4f}  {error:7.4f}  ({self.ode} steps, {draws} draws each)"
-            print(json_line(row) if self.json else line)
-        return 0
+            self._print(f"{'ODE':>8}  {mean:9.4f}  {error:7.4f}  ({self.ode} steps, {draws} draws each)", row)
+
+    def _print(self, line: str, row: "Json | None") -> None:
+        """Print a line of the table, or with --json its row; None has no line in JSON."""
+        from ..io.processes import is_first
+        from ..training.metrics import json_line
+
+        if is_first() and not (self.json and row is None):
+            print(json_line(row) if self.json and row is not None else line, flush=True)
 
 
 def _parse_T(text: str) -> int | str | None:

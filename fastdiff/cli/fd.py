@@ -65,7 +65,7 @@ class Fd:
         if not self.json:
             print(f"{self.model}: FD-digits against the training digits, seed {self.seed}; compare only equal n")
             print(f"{'sampler':>12}  {'steps':>6}  {'n':>6}  {'FD-digits':>9}  {'± s.e.':>7}")
-        self.report("held-out", None, digits().test_images)
+        self.report("held-out", None, digits().test_images[:])
         for name, sampler, steps in settings:
             self.report(name or model.kind, steps, self.draw(model, self.n, sampler, steps))
         return 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from .arguments import check_picture, default_device, write_picture
+from .arguments import check_picture, default_device, load_data, write_picture
 
 
 @dataclass
@@ -28,21 +28,20 @@ class Interpolate:
     """ancestral, ddim (the default), dpm-solver or heun; a VAE has none."""
     seed: int = 0
     """Of the ends of the strips, and of the noise that their images share."""
-    data: str = "digits"
-    """Labelled data set, for --vary class."""
+    data: str | None = None
+    """Labelled data set, for --vary class, instead of that of the training."""
 
     def run(self) -> int:
         """Interpolate, and write the picture."""
         check_picture(self.out)
 
         from ..checkpoints import load
-        from ..data import load_dataset
         from ..io.pictures import image_grid, to_uint8
         from ..sampling import interpolate
         from ..training.batches import check_fit
 
         model = load(self.model).to(default_device())
-        data = load_dataset(self.data) if self.vary == "class" else None
+        data = load_data(self.model, self.data) if self.vary == "class" else None
         if data is not None:
             check_fit(model, data)
         images = interpolate(

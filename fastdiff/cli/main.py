@@ -1,17 +1,25 @@
-"""The command line: ``fastdiff sample | train | evaluate | interpolate | reconstruct | mixture | fd | info``."""
+"""The command line: ``fastdiff sample``, ``train``, ``evaluate``, ``interpolate``, ``reconstruct``, ``mixture``, ..."""
 
+import io
+import os
 import signal
 import sys
+import time
+import warnings
+from contextlib import nullcontext, redirect_stderr
 from typing import Annotated
 
 import tyro
-from fastdiff_kernels.errors import FastdiffError
-from tyro.conf import subcommand
+from fastdiff_kernels.errors import FastdiffError, InvalidValueError
+from tyro.conf import DisallowNone, subcommand
 
+from .. import __version__
+from .check import Check
 from .evaluate import Evaluate
 from .fd import Fd
 from .info import Info
 from .interpolate import Interpolate
+from .interrupts import Terminated, message
 from .mixture import Mixture
 from .reconstruct import Reconstruct
 from .sample import Sample
@@ -19,24 +27,53 @@ from .train import Train
 
 Command = (
     Annotated[Sample, subcommand("sample")]
-    | Annotated[Train, subcommand("train")]
+    | Annotated[Train, subcommand("train"), DisallowNone]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Interpolate, subcommand("interpolate")]
     | Annotated[Reconstruct, subcommand("reconstruct")]
     | Annotated[Mixture, subcommand("mixture")]
     | Annotated[Fd, subcommand("fd")]
+    | Annotated[Check, subcommand("check")]
     | Annotated[Info, subcommand("info")]
 )
 
 
+DIVIDED = (Train, Sample, Evaluate)  # commands that several processes share
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what it sets
+PATIENCE = 2.0  # seconds in which the first process can print: torchrun ends all as soon as one has failed
+DESCRIPTION = "Diffusion models with exact bounds. `fastdiff --version` prints the version."
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command. An error that the user caused is one line on stderr and exit code 2; others raise."""
-    command = tyro.cli(Command, args=arguments, prog="fastdiff", description="Diffusion models with exact bounds.")  # pyright: ignore
+    """Run a command; return its exit code.
+
+    An error that the user caused is one line on stderr and exit code 2; others raise. Of the processes of torchrun only
+    the first one prints it. A signal is one line and 128 + its number.
+    """
+    warnings.formatwarning = lambda text, *rest, **options: f"fastdiff: warning: {text}\n"
+    several = all(name in os.environ for name in TORCHRUN) and os.environ["WORLD_SIZE"] != "1"
+    first = not several or os.environ["RANK"] == "0"
+    given = sys.argv[1:] if arguments is None else arguments
+    if given == ["--version"]:
+        print(f"fastdiff {__version__}")
+        return 0
     try:
+        with nullcontext() if first else redirect_stderr(io.StringIO()):
+            command = tyro.cli(Command, args=given, prog="fastdiff", description=DESCRIPTION, console_outputs=first)  # pyright: ignore
+        if several and not isinstance(command, DIVIDED):
+            raise InvalidValueError(f"{given[0]} must run in one process, without torchrun")
         return command.run()
     except FastdiffError as error:
-        print(f"fastdiff: error: {error}", file=sys.stderr)
+        if first:
+            print(f"fastdiff: error: {error}", file=sys.stderr)
+        else:
+            time.sleep(PATIENCE)
         return 2
     except KeyboardInterrupt:
-        print("fastdiff: interrupted", file=sys.stderr)
+        print(message(signal.SIGINT), file=sys.stderr)
         return 128 + signal.SIGINT
+    except Terminated as terminated:
+        code = terminated.code
+        assert isinstance(code, int)
+        print(message(code - 128), file=sys.stderr)
+        return code

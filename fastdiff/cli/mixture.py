@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import tyro
 from fastdiff_kernels.errors import InvalidValueError
 
-from .arguments import default_device, parse_counts
+from .arguments import default_device, load_data, parse_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,8 @@ class Mixture:
     """Run folder or checkpoint folder of a VAE or a DiffuseVAE."""
     components: str = "1,2,5,10,20"
     """Numbers of components to try, separated by commas."""
-    data: str = "digits"
-    """Data set that the model was trained on."""
+    data: str | None = None
+    """Data set that the model was trained on; by default the one that its run names."""
     seed: int = 0
     """Of the latents that are drawn and of the fits."""
     out: Path = Path("mixture")
@@ -38,7 +38,6 @@ class Mixture:
         components = sorted(set(parse_counts("components", self.components)))
 
         from ..checkpoints import load
-        from ..data import load_dataset
         from ..sampling.mixtures import draw_latents, is_mixture, scikit_learn
         from ..training.batches import check_fit
 
@@ -48,12 +47,12 @@ class Mixture:
         if not os.access(self.out.parent, os.W_OK):
             raise InvalidValueError(f"--out must be in a folder that can be written, got {self.out}")
         autoencoder = load(self.model).to(default_device()).autoencoder
-        data = load_dataset(self.data)
+        data = load_data(self.model, self.data)
         check_fit(autoencoder, data)
         if components[-1] > len(data.train_images):
             raise InvalidValueError(f"--components must be <= {len(data.train_images)}, got {components[-1]}")
-        held_out = draw_latents(autoencoder, data.test_images, self.seed)
-        latents = draw_latents(autoencoder, data.train_images, self.seed)
+        held_out = draw_latents(autoencoder, data.test_images[:], self.seed)  # [:] reads a folder's images
+        latents = draw_latents(autoencoder, data.train_images[:], self.seed)
         print(f"mean log density of the latents z_1 of {data.name}, in nats")
         print(f"{'components':>10}  {'training':>9}  {'held-out':>9}")
         best = self.best(autoencoder, components, latents, held_out)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import tyro
 from fastdiff_kernels.errors import InvalidValueError
 
-from .arguments import check_picture, default_device, parse_degradation, write_picture
+from .arguments import check_picture, default_device, load_data, parse_degradation, write_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +23,8 @@ class Reconstruct:
     """Number of images."""
     degradation: str | None = None
     """What to restore from: down-2, down-4 or noise-0.5, for instance; a restoration model has its own."""
-    data: str = "digits"
-    """Data set whose held-out images are taken."""
+    data: str | None = None
+    """Data set whose held-out images are taken, instead of that of the training."""
     steps: int | None = None
     """Sampler steps of the diffusion, 250 by default; a VAE has none."""
     sampler: str = "ancestral"
@@ -42,14 +42,13 @@ class Reconstruct:
         import torch
 
         from ..checkpoints import load
-        from ..data import load_dataset
         from ..evaluation import psnr
         from ..io.pictures import image_grid, to_uint8
         from ..sampling import reconstruct
         from ..training.batches import check_fit
 
         model = load(self.model).to(default_device())
-        data = load_dataset(self.data)
+        data = load_data(self.model, self.data)
         check_fit(model, data)
         if not 1 <= self.n <= len(data.test_images):
             raise InvalidValueError(f"--n must be in 1 .. {len(data.test_images)}, the held-out images, got {self.n}")

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from fastdiff_kernels.errors import InvalidValueError
 
-from .arguments import check_picture, default_device, sampler_of, write_picture
+from .arguments import check_picture, sampler_of, write_picture
 
 
 @dataclass
@@ -15,8 +16,8 @@ class Sample:
 
     model: tyro.conf.Positional[str] = "digits"
     """Checkpoint folder, run folder, or embedded model."""
-    n: int = 64
-    """Number of images."""
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64
+    """Number of images. (Under torchrun write -n, since torchrun takes --n for an option of its own.)"""
     out: Path = Path("samples.png")
     """Picture to write."""
     steps: int | None = None
@@ -47,6 +48,8 @@ class Sample:
     """Image i is a function of the seed and i."""
     batch_size: int = 64
     """Images per call of the network."""
+    device: str = "auto"
+    """Where to run: auto (the GPU if there is one), cpu, cuda, or cuda:1; under torchrun each process takes a GPU."""
 
     def run(self) -> int:
         """Sample, and write the picture."""
@@ -55,8 +58,9 @@ class Sample:
         check_picture(self.out)
 
         from ..io.pictures import image_grid
+        from ..io.processes import is_first, joined, on_first
         from ..models import Latents
-        from ..sample import sample
+        from ..sampling import sample_images
 
         options = {name: getattr(self, name) for name in ("eta", "spacing", "betas", "variance", "temperature")}
         sampler = sampler_of(self.sampler, **options, clip_denoised=self.clip_denoised)
@@ -64,10 +68,13 @@ class Sample:
         if self.mixture is not None or self.latents_temperature is not None:
             temperature = 1.0 if self.latents_temperature is None else self.latents_temperature
             latents = Latents(temperature, self.mixture)
-        images = sample(
-            self.model, self.n, self.steps, sampler, self.seed, self.label, self.guidance, latents=latents,
-            batch_size=self.batch_size, device=default_device(), progress=True,
-        )  # fmt: skip
-        write_picture(image_grid(images), self.out)
-        print(f"wrote {self.out} ({self.n} images)")
+        with joined(self.device) as device:
+            images = sample_images(
+                self.model, self.n, self.steps, sampler, self.seed, self.label, self.guidance, None, latents,
+                self.batch_size, "uint8", device, progress=True, callback=None, sharded=True,
+            )  # fmt: skip
+            assert not isinstance(images, list)
+            on_first(lambda: write_picture(image_grid(images), self.out))
+            if is_first():
+                print(f"wrote {self.out} ({self.n} images)")
         return 0

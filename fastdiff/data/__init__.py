@@ -1,19 +1,23 @@
-"""Data sets in memory: the embedded digits, ``.npz`` files, CIFAR-10 and folders of images.
+"""Data sets: the embedded digits, ``.npz`` files, CIFAR-10, folders of images and torch `Dataset`s.
 
     data = load_dataset("digits")      # or the path of a file or folder
-    data.train_images                  # uint8 [N, C, H, W] in [0, data.levels)
+    data.train_images                  # uint8 [N, C, H, W] in [0, data.levels), or a source that reads them when used
 
 This package knows no model.
 """
 
 from .cifar10 import load_cifar10
-from .dataset import DataError, Dataset
+from .dataset import Dataset
 from .digits import DIGITS_LEVELS, digits
+from .errors import DataError
 from .image_folder import load_image_folder
 from .loading import load_dataset
 from .npz import load_npz
+from .options import ImageOptions
+from .source import ImageSource
+from .torch_data import from_torch
 
 __all__ = [
-    "DIGITS_LEVELS", "DataError", "Dataset",
-    "digits", "load_cifar10", "load_dataset", "load_image_folder", "load_npz",
+    "DIGITS_LEVELS", "DataError", "Dataset", "ImageOptions", "ImageSource",
+    "digits", "from_torch", "load_cifar10", "load_dataset", "load_image_folder", "load_npz",
 ]  # fmt: skip

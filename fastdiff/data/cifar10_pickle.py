@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from .dataset import DataError
+from .errors import DataError
 
 PIXELS = 3 * 32 * 32
 

@@ -18,4 +18,5 @@ def digits() -> Dataset:
     with files("fastdiff.assets").joinpath("digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as data:
         images = {part: torch.from_numpy(data[f"{part}_images"].astype(np.uint8)) for part in ("train", "test")}
         labels = {part: torch.from_numpy(data[f"{part}_labels"].astype(np.int64)) for part in ("train", "test")}
-    return Dataset("digits", DIGITS_LEVELS, 10, images["train"], labels["train"], images["test"], labels["test"])
+    parts = images["train"], labels["train"], images["test"], labels["test"]
+    return Dataset("digits", DIGITS_LEVELS, 10, *parts, identity="digits")

@@ -4,12 +4,15 @@ import os
 from pathlib import Path
 
 from .cifar10 import is_cifar10_folder, load_cifar10
-from .dataset import DataError, Dataset
+from .dataset import Dataset
 from .digits import digits
+from .errors import DataError
 from .image_folder import load_image_folder
+from .in_memory import with_options
 from .npz import load_npz
+from .options import ImageOptions
 
-_IMAGES = "a folder of {0}×{0} images with train/ and test/, or an .npz file"
+_IMAGES = "a folder of {0}×{0} images, or an .npz file"
 # Data sets that presets name and that are not part of the package, and what to pass in their place.
 NOT_SHIPPED = {
     "cifar10": "the path of cifar-10-binary.tar.gz or cifar-10-python.tar.gz "
@@ -20,20 +23,40 @@ NOT_SHIPPED = {
 }
 
 
-def load_dataset(name: str) -> Dataset:
+def load_dataset(name: str | os.PathLike[str], options: ImageOptions | None = None) -> Dataset:
     """Load a data set by its name or path.
 
     ``"digits"`` is embedded (`digits`). A path is read as what it looks like: ``*.npz`` by `load_npz`; ``*.tar.gz``,
     ``*.tgz`` and a folder with ``data_batch_1`` or ``data_batch_1.bin`` by `load_cifar10`; any other folder by
-    `load_image_folder`.
+    `load_image_folder`, which reads the images when they are used. ``options`` resize, crop and convert the images of
+    each; without options the images of all but the folders are tensors.
 
     Raises:
-        DataError: the name is none of these, or the file or folder cannot be read as the data set that it looks like.
+        DataError: the name is none of these, the file or folder cannot be read as the data set that it looks like, or
+            the options do not fit it.
     """
+    options = ImageOptions() if options is None else options
+    if not isinstance(name, (str, os.PathLike)) or not isinstance(options, ImageOptions):
+        raise DataError(
+            f"a data set must be a name or a path, with ImageOptions or None, got {name!r:.80} and {options!r:.80}"
+        )
+    name = os.fspath(name)
+    if is_image_folder(name):
+        return load_image_folder(name, options)
+    return with_options(_load_in_memory(name), options)
+
+
+def is_image_folder(name: str) -> bool:
+    """Whether a data set's name is the path of a folder that is read as a folder of images."""
+    # unlike Path.is_dir, os.path.isdir is false for a name too long for the file system
+    return name != "digits" and os.path.isdir(name) and not is_cifar10_folder(Path(name))
+
+
+def _load_in_memory(name: str) -> Dataset:
     if name == "digits":
         return digits()
-    if os.path.isdir(name):  # unlike Path.is_dir, false for a name too long for the file system
-        return load_cifar10(name) if is_cifar10_folder(Path(name)) else load_image_folder(name)
+    if os.path.isdir(name):
+        return load_cifar10(name)
     if name.endswith(".npz"):
         return load_npz(name)
     if name.endswith((".tar.gz", ".tgz")):
@@ -42,5 +65,5 @@ def load_dataset(name: str) -> Dataset:
         raise DataError(f"data set {name!r} is not part of fastdiff: pass {NOT_SHIPPED[name]}")
     raise DataError(
         "data set must be 'digits', or the path of an .npz file, of CIFAR-10's archive or folder, or of a folder of "
-        f"images with train/ and test/, got {name!r}"
+        f"images, got {name!r}"
     )

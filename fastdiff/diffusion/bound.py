@@ -42,11 +42,13 @@ class Vlb:
 class Objective:
     """The training loss of a batch, and the bound estimated from the same draws.
 
-    loss: [B], differentiable; vlb: in nats, detached. They are equal if the loss is the bound.
+    loss: [B], differentiable; vlb: in nats, detached. They are equal if the loss is the bound. gamma: float32 [B],
+    where the diffusion term of each sample was taken, detached; None for a model without a diffusion.
     """
 
     loss: Tensor
     vlb: Vlb
+    gamma: Tensor | None = None
 
 
 LOSSES = ("elbo", "simple", "min-snr", "sigmoid")
@@ -115,6 +117,11 @@ def stratified_times(noise: Noise, batch: int, total: int | None = None) -> Tens
 def independent_times(noise: Noise, batch: int) -> Tensor:
     """Return independent uniform times, float64 [B] in [0, 1)."""
     return noise.at(stream=Stream.TIMES).uniform((batch, 1)).double().squeeze(1).remainder(1.0)
+
+
+def training_times(noise: Noise, batch: int, stratified: bool, total: int | None = None) -> Tensor:
+    """Return the times of a training batch: `stratified_times`, or `independent_times`."""
+    return stratified_times(noise, batch, total) if stratified else independent_times(noise, batch)
 
 
 def finite_times(u: Tensor, num_transitions: int) -> tuple[Tensor, Tensor]:

@@ -146,18 +146,22 @@ class LearnedSchedule(PinnedSchedule):
         width = self.gamma_1 - self.gamma_0
         return self.gamma_0 + width * g, width * slope
 
-    def for_training(self, t: Tensor, loss: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    def for_training(self, t: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
         """Return gamma(t) and gamma'(t); the endpoints get the bound's gradient, g that of the squared loss.
 
         The variance of the loss is E[L²] minus a constant (Kingma et al. 2021, section 5.2), and d(L²) = 2 L dL. So one
         backward pass of L serves both: the gradients that reach g and g' are multiplied by 2 L per sample.
         """
         g, slope = self.interior(t)
-        for tensor in (g, slope):
-            if tensor.requires_grad:
-                tensor.register_hook(lambda gradient: gradient * (2.0 * loss().to(gradient.dtype)))
+
+        def square(loss: Tensor) -> None:
+            factor = 2.0 * loss.to(g.dtype)
+            for tensor in (g, slope):
+                if tensor.requires_grad:
+                    tensor.register_hook(lambda gradient: gradient * factor)
+
         width = self.gamma_1 - self.gamma_0
-        return self.gamma_0 + width * g, width * slope
+        return self.gamma_0 + width * g, width * slope, square
 
     def interior_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of g."""

@@ -21,6 +21,7 @@ from .process import alpha, posterior, sigma, transition_variance
 from .schedules import SPACINGS, Schedule, gamma_table
 
 VARIANCES = ("fixed_small", "fixed_large", "learned")
+MAX_STEPS = 1_000_000  # far beyond any use, and little memory
 NO_VARIANCE = -400.0  # log-variance of a step without noise: the deviation e^-200 is 0 in float32
 
 
@@ -234,6 +235,8 @@ def make_plan(
     least = 1 + network_decoder
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
         raise InvalidValueError(f"steps must be an integer >= {least}, got {steps!r}")
+    if steps > MAX_STEPS:
+        raise InvalidValueError(f"steps must be <= {MAX_STEPS}, got {steps}")
     if sampler.betas is None:
         gamma = gamma_table(schedule, steps - network_decoder, sampler.spacing)
     elif not network_decoder:

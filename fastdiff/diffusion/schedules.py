@@ -35,15 +35,13 @@ class Schedule(nn.Module):
         """Return gamma(t) and gamma'(t)."""
         return self(t), self.slope(t)
 
-    def for_training(self, t: Tensor, loss: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """Return gamma(t) and gamma'(t) with the gradients that the schedule is trained by.
+    def for_training(self, t: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
+        """Return gamma(t) and gamma'(t) at times t [B], and a function that makes the gradients the schedule's own.
 
-        Args:
-            t: times [B].
-            loss: called in the backward pass. Returns the continuous-time diffusion loss of each sample, [B], without
-                a graph. Only `LearnedSchedule`, whose interior minimises the variance of that loss, calls it.
+        The function is called before the backward pass with the continuous-time diffusion loss of each sample, [B],
+        without a graph. Only `LearnedSchedule`, whose interior minimises the variance of that loss, makes use of it.
         """
-        return self.both(t)
+        return *self.both(t), lambda loss: None
 
     def interior_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that `for_training` trains on the variance of the loss instead of the bound."""

@@ -9,12 +9,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..diffusion import Vlb
-from ..kernels import InvalidValueError, Noise
+from ..kernels import FastdiffError, InvalidValueError, Noise
 from ..models import Model, check_model, evaluating
-from .batches import Batches, check_data
+from .batches import Batches, Images, check_data, check_draws, progress_bar
 from .ode import check_integrator, ode_nats
 
 OWN = "own"  # the model's own number of steps
+
+
+class EvaluationError(FastdiffError, RuntimeError):
+    """A bound that is not a number."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def standard_error(values: Tensor) -> float:
 @torch.no_grad()
 def evaluate(
     model: Model,
-    images: Tensor,
+    images: Tensor | Images,
     labels: Tensor | None = None,
     T: int | str | None = OWN,
     draws: int = 16,
@@ -59,6 +63,7 @@ def evaluate(
     batch_size: int = 512,
     exact: bool = False,
     progress: bool = False,
+    sharded: bool = False,
 ) -> Evaluation:
     """Evaluate the bound on every image, ``draws`` times each, at times stratified over all images and draws.
 
@@ -67,7 +72,7 @@ def evaluate(
 
     Args:
         model: any model of the family. It is evaluated in eval mode, and its mode restored.
-        images: uint8 [N, C, H, W], N >= 1.
+        images: uint8 [N, C, H, W], N >= 1, or a source that decodes them when they are indexed.
         labels: int64 [N] for a class-conditional bound, or None. The labels after the classes are allowed: "no label",
             and "augmented" for a model with that label.
         T: number of steps of the bound; None for continuous time; ``"own"`` for the model's own.
@@ -75,37 +80,48 @@ def evaluate(
         seed: of all draws.
         exact: compute the diffusion term as the sum over all steps of the chain, with one draw of z_t each, instead of
             ``draws`` of its terms. This calls the network T times per image and needs a finite T.
-        progress: show a progress bar on stderr.
+        progress: show a progress bar on stderr, if it takes longer than two seconds.
+        sharded: divide the batches among the processes of the run (`fastdiff.io.processes`), which all must make the
+            same call. Every process returns the full result, bit for bit that of a single process.
 
     Raises:
         InvalidTypeError, InvalidValueError: images or labels that do not fit the model, no images, numbers out of
             range, exact in continuous time or for a VAE.
         ScheduleError: the schedule of the model is not increasing.
+        EvaluationError: the bound of an image is not a number.
+        ProcessError: another process has failed or ended.
     """
     model = check_model("evaluate", model)
     T, num_transitions = check_bound(model, T, exact)
+    check_draws(draws, batch_size)
     rounds = draws + (num_transitions or 0 if exact else 0)
     check_data(model, images, labels, draws, batch_size, rounds)
     model.check_schedule()
     count = len(images)
-    batches = Batches(images, labels, seed, batch_size, model.device)
+    batches = Batches(model, images, labels, seed, batch_size, sharded)
 
     def bound(x: Tensor, y: Tensor | None, noise: Noise) -> Sequence[Tensor]:
         vlb = model.vlb(x, noise, T, labels=y, total=count * draws)
         return vlb.recon, vlb.prior, vlb.diffusion
 
     title = f"bound at T = {'inf' if T is None else T}"
-    with evaluating(model), _bar(count * rounds, title, progress) as bar:
+    with evaluating(model), progress_bar(count * rounds, title, progress, sharded) as bar:
         if exact and num_transitions is not None:
             ends = batches.mean(draws, lambda x, y, noise: model.end_terms(x, noise, y), bar)
             terms = [*ends, *_exact_diffusion(model, batches, num_transitions, bar)]
         else:
             terms = batches.mean(draws, bound, bar)
-    return Evaluation(Vlb(*terms).bpd(model.dims), T)
+    return _checked(Evaluation(Vlb(*terms).bpd(model.dims), T))
 
 
-def _bar(total: int, title: str, progress: bool) -> tqdm:
-    return tqdm(total=total, unit="img", desc=title, disable=not progress, leave=False)
+def _checked(result: Evaluation) -> Evaluation:
+    values = result.bpd.total
+    wrong = int(values.isnan().sum())
+    if wrong:
+        raise EvaluationError(
+            f"the bound is not a number for {wrong} of {len(values)} images: are the model's weights finite?"
+        )
+    return result
 
 
 def _exact_diffusion(model: Model, batches: Batches, num_transitions: int, bar: tqdm) -> list[Tensor]:
@@ -137,32 +153,33 @@ def check_bound(model: Model, T: int | str | None, exact: bool) -> tuple[int | N
 
 def evaluate_ode(
     model: Model,
-    images: Tensor,
+    images: Tensor | Images,
     labels: Tensor | None = None,
     steps: int = 64,
     draws: int = 4,
     seed: int = 0,
     batch_size: int = 512,
     progress: bool = False,
+    sharded: bool = False,
 ) -> Tensor:
     """Evaluate the bound through the probability-flow ODE, `fastdiff.evaluation.ode_nats`, in bits per dimension.
 
     Args:
-        model, images, labels, draws, seed, batch_size, progress: as in `evaluate`.
+        model, images, labels, draws, seed, batch_size, progress, sharded: as in `evaluate`.
         steps: steps of the integrator, >= 1.
 
     Returns:
         float64 [N], the mean over the draws of each image.
 
     Raises:
-        InvalidTypeError, InvalidValueError, ScheduleError: as in `evaluate`; a model that is not an unconditional or
-            class-conditional diffusion model.
+        InvalidTypeError, InvalidValueError, ScheduleError, ProcessError: as in `evaluate`; a model that is not an
+            unconditional or class-conditional diffusion model.
     """
     check_integrator(steps)
     diffusion = check_model("evaluate_ode", model).unconditional_diffusion
     check_data(model, images, labels, draws, batch_size, draws)
     model.check_schedule()
-    batches = Batches(images, labels, seed, batch_size, model.device)
-    with evaluating(model), _bar(len(images) * draws, "probability-flow ODE", progress) as bar:
+    batches = Batches(model, images, labels, seed, batch_size, sharded)
+    with evaluating(model), progress_bar(len(images) * draws, "probability-flow ODE", progress, sharded) as bar:
         [nats] = batches.mean(draws, lambda x, y, noise: [ode_nats(diffusion, x, noise, steps, y)], bar)
     return nats / (model.dims * math.log(2.0))

@@ -95,7 +95,7 @@ def fd_digits(images: Tensor, reference: Tensor | None = None) -> Frechet:
     Raises:
         InvalidTypeError, InvalidValueError: images of another dtype, shape or range, or fewer than 2.
     """
-    reference = digits().train_images if reference is None else reference
+    reference = digits().train_images[:] if reference is None else reference
     for name, value in (("images", images), ("reference", reference)):
         if value.dtype != torch.uint8:
             raise InvalidTypeError(f"fd_digits: {name} must have dtype torch.uint8, got {value.dtype}")

@@ -5,18 +5,25 @@ from torch import Tensor
 
 from ..kernels import Noise
 from ..models import Model, check_model, evaluating
-from .batches import EVALUATION_STEP, check_data
+from .batches import Batches, Images, check_data, progress_bar
 
 ACTIVE = 0.01  # variance over the data above which the posterior mean of a unit is active (Burda et al. 2016)
 
 
 @torch.no_grad()
-def evaluate_latents(model: Model, images: Tensor, seed: int = 0, batch_size: int = 512) -> dict[str, list]:
+def evaluate_latents(
+    model: Model,
+    images: Tensor | Images,
+    seed: int = 0,
+    batch_size: int = 512,
+    progress: bool = False,
+    sharded: bool = False,
+) -> dict[str, list]:
     """Return the number of active units and the term of the bound of every layer of latents.
 
     Args:
         model: any model of the family.
-        images: uint8 [N, C, H, W], N >= 1.
+        images, progress, sharded: as in `evaluate`.
         seed: of one draw per image.
         batch_size: images per call of the networks, >= 1.
 
@@ -26,20 +33,31 @@ def evaluate_latents(model: Model, images: Tensor, seed: int = 0, batch_size: in
         Lists from z_1 up; an empty dictionary for a model without such latents.
 
     Raises:
-        InvalidTypeError, InvalidValueError: as in `evaluate`.
+        InvalidTypeError, InvalidValueError, ProcessError: as in `evaluate`.
     """
     model = check_model("evaluate_latents", model)
     if "z" not in model.latent_variables:
         return {}
     check_data(model, images, None, 1, batch_size, 1)
     autoencoder = model.autoencoder
-    images, noise = images.to(model.device), Noise(seed, EVALUATION_STEP).to(model.device)
-    firsts = range(0, len(images), batch_size)
-    with evaluating(autoencoder):
-        encoded = [autoencoder.encode(images[i : i + batch_size]) for i in firsts]
-        nats = [autoencoder.layer_nats(images[i : i + batch_size], noise.at(first_sample=i)) for i in firsts]
-    means = [torch.cat([mean.double() for mean, _ in layer]) for layer in zip(*encoded, strict=True)]
+
+    def describe(x: Tensor, _: Tensor | None, noise: Noise) -> Tensor:
+        """Return the means of all layers and the layers' terms side by side, [B, layers · latent + layers]."""
+        means = [mean for mean, _ in autoencoder.encode(x)]
+        nats = [values[:, None] for values in autoencoder.layer_nats(x, noise.to(x.device))]
+        return torch.cat([*means, *nats], 1)
+
+    batches = Batches(autoencoder, images, None, seed, batch_size, sharded)
+    with (
+        evaluating(autoencoder),
+        progress_bar(len(images), "latents", progress, sharded) as bar,
+    ):
+        found = torch.cat([values for _, values in batches.results(1, describe, bar)])
+    size = model.latent_size
+    layers = found.shape[1] // (size + 1)
     return {
-        "active_units": [int((mean.var(0, correction=0) > ACTIVE).sum()) for mean in means],
-        "layer_nats": [float(torch.cat(layer).double().mean()) for layer in zip(*nats, strict=True)],
+        "active_units": [
+            int((means.var(0, correction=0) > ACTIVE).sum()) for means in found[:, : layers * size].split(size, 1)
+        ],
+        "layer_nats": found[:, layers * size :].mean(0).tolist(),
     }

@@ -15,16 +15,18 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar, dataclass_transform
 
 import attrs
 from fastdiff_kernels.errors import FastdiffError
 
-from .renamed import renamed
+from .renamed import ADDED_KEYS, renamed
 
 T = TypeVar("T")
 Check = Callable[[Any], str | None]  # what a value must be, or None where it is
+CHECKS = "checks"  # under which the metadata of a field hold its checks
 
 
 class ConfigError(FastdiffError, ValueError):
@@ -48,8 +50,14 @@ def field(*checks: Check, default: Any = attrs.NOTHING, factory: Callable[[], An
                 raise ConfigError(f"{type(config).__name__}: {attribute.name} must {wanted}, got {value!r}")
 
     if factory is not None:
-        return attrs.field(factory=factory, validator=check)
-    return attrs.field(default=default, validator=check)
+        return attrs.field(factory=factory, validator=check, metadata={CHECKS: checks})
+    return attrs.field(default=default, validator=check, metadata={CHECKS: checks})
+
+
+def choices(attribute: attrs.Attribute) -> tuple[object, ...] | None:
+    """Return the values that a field declared with `one_of` can have; None for any other field."""
+    checks = attribute.metadata.get(CHECKS, ())
+    return next((each_check.choices for each_check in checks if isinstance(each_check, OneOf)), None)
 
 
 def at_least(low: float) -> Check:
@@ -74,9 +82,19 @@ def between(low: float, high: float, open_below: bool = False, open_above: bool 
     return check
 
 
-def one_of(*choices: Any) -> Check:
+@dataclass(frozen=True)
+class OneOf:
+    """Requires one of the choices."""
+
+    choices: tuple[object, ...]
+
+    def __call__(self, value: object) -> str | None:
+        return None if value in self.choices else f"be one of {', '.join(map(repr, self.choices))}"
+
+
+def one_of(*choices: object) -> Check:
     """Require one of the choices."""
-    return lambda value: None if value in choices else f"be one of {', '.join(map(repr, choices))}"
+    return OneOf(choices)
 
 
 def each(check: Check) -> Check:
@@ -123,8 +141,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return attrs.asdict(config)
 
 
-def from_dict(kind: type[T], data: object, where: str) -> T:
+def from_dict(kind: type[T], data: object, where: str, complete: bool = False) -> T:
     """Build the configuration ``kind`` from JSON types; ``where`` names the source in errors.
+
+    With ``complete``, for what `to_dict` wrote, a key is missing although its field has a default, too, unless an
+    earlier version did not write it (`renamed.ADDED_KEYS`).
 
     Raises:
         ConfigError: a key that is unknown or missing, or a value that the field does not allow.
@@ -136,11 +157,13 @@ def from_dict(kind: type[T], data: object, where: str) -> T:
     unknown = sorted(set(data) - set(fields))
     if unknown:
         raise ConfigError(f"{where} has unknown keys {', '.join(unknown)}; the known keys are {', '.join(fields)}")
-    missing = [name for name, f in fields.items() if name not in data and f.default is attrs.NOTHING]
+    added = ADDED_KEYS.get(kind.__name__, ())
+    required = [name for name, f in fields.items() if f.default is attrs.NOTHING or (complete and name not in added)]
+    missing = [name for name in required if name not in data]
     if missing:
         raise ConfigError(f"{where} lacks the keys {', '.join(missing)}")
     hints = _hints(kind)
-    values = {name: convert(hints[name], value, f"{where}.{name}") for name, value in data.items()}
+    values = {name: convert(hints[name], value, f"{where}.{name}", complete) for name, value in data.items()}
     try:
         return kind(**values)
     except ConfigError as error:
@@ -152,8 +175,10 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str, complete: bool = False) -> Any:
     """Return a value as the type ``hint``: int, float, bool, str, tuple, dict, None, a configuration or a union.
+
+    ``complete`` is that of `from_dict`.
 
     Raises:
         ConfigError: the value is of another type.
@@ -163,9 +188,9 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             return None
         hint = _member([option for option in hint.__args__ if option is not type(None)], value, where)
     if attrs.has(hint):
-        return value if isinstance(value, hint) else from_dict(hint, value, where)
+        return value if isinstance(value, hint) else from_dict(hint, value, where, complete)
     if typing.get_origin(hint) is tuple:
-        return _tuple(typing.get_args(hint), value, where)
+        return _tuple(typing.get_args(hint), value, where, complete)
     if hint is object:
         return value
     if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
@@ -206,7 +231,7 @@ def _kind(option: Any) -> str | None:
     return next((f.default for f in attrs.fields(option) if f.name == "kind" and isinstance(f.default, str)), None)
 
 
-def _tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple:
+def _tuple(items: tuple[Any, ...], value: Any, where: str, complete: bool) -> tuple:
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{where} must be a list, got {value!r}")
     if len(items) == 2 and items[1] is Ellipsis:
@@ -214,7 +239,8 @@ def _tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple:
     if len(items) != len(value):
         raise ConfigError(f"{where} must have {len(items)} entries, got {value!r}")
     return tuple(
-        convert(item, entry, f"{where}[{i}]") for i, (item, entry) in enumerate(zip(items, value, strict=True))
+        convert(item, entry, f"{where}[{i}]", complete)
+        for i, (item, entry) in enumerate(zip(items, value, strict=True))
     )
 
 

@@ -1,13 +1,13 @@
 """Folders of JSON and tensors on disk: written atomically, and verified when they are read.
 
 A folder holds its files and ``manifest.json`` with their sizes and CRC-32. It is written under a temporary name beside
-its target, synchronised to the disk, and renamed. Readers check every file against the manifest. No file is a pickle.
+its target, synchronised to the disk, and renamed. Readers check every file against the manifest, change nothing on the
+disk, and read again what was replaced while they read it. No file is a pickle.
 """
 
 import json
 import os
-import secrets
-import shutil
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,78 +20,105 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
+from . import files
+from .files import ASIDE
+
 Json = dict[str, Any]  # an object of plain JSON types
 Folder = dict[str, Any]  # the parsed files of a folder by name: JSON values, and tensors by name
 MANIFEST = "manifest.json"
 FORMAT = 1
+MAX_DEPTH = 64  # of nested JSON
+ATTEMPTS, PAUSE = 5, 0.02  # readings of a folder that a writer replaces, and the seconds between them
 
 
 class CheckpointError(FastdiffError, RuntimeError):
     """A checkpoint folder that is missing, incomplete, damaged, or does not fit what it is loaded into."""
 
 
-def write_folder(path: str | Path, files: Mapping[str, Mapping[str, Tensor] | Json]) -> Path:
+def write_folder(path: str | Path, contents: Mapping[str, Mapping[str, Tensor] | Json]) -> Path:
     """Write a folder atomically: ``*.json`` files from plain JSON types, ``*.safetensors`` files from tensors.
 
-    A checkpoint at ``path`` is replaced. After a crash at any moment either the old or the new one is complete;
-    `recover`, which every reader and writer calls first, moves it to ``path``.
+    A checkpoint at ``path`` is replaced; through a symbolic link, the one that it points to. After a crash at any
+    moment either the old or the new one is complete, and `read_folder` finds it.
 
     Raises:
-        CheckpointError: ``path`` exists and is not a checkpoint folder, or the files cannot be written.
+        CheckpointError: ``path`` exists and is not a checkpoint folder, or the files cannot be written. The message
+            names the path, the bytes needed and the bytes free.
     """
     path = Path(path)
-    recover(path)
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise CheckpointError(f"{path} must be a new path or a checkpoint to replace, but something else is there")
-    payload = {name: _encode(name, content) for name, content in files.items()}
+    target = files.followed(path)
+    payload = {name: _encode(name, content) for name, content in contents.items()}
     manifest = {name: {"bytes": len(data), "crc32": zlib.crc32(data)} for name, data in payload.items()}
     payload[MANIFEST] = _encode(
         MANIFEST, {"format": FORMAT, "files": manifest}
     )  # last: a folder without it is incomplete
-    staging = path.parent / f".tmp-{path.name}-{secrets.token_hex(4)}"
+    staging = files.temporary_beside(target)
     try:
+        recover(target)
+        if os.path.lexists(target) and not is_complete(target):
+            raise CheckpointError(f"{path} must be a new path or a checkpoint to replace, but something else is there")
         staging.mkdir(parents=True)
         for name, data in payload.items():
-            _write_synced(staging / name, data)
-        _sync_directory(staging)
-        _swap(staging, path)
-    except OSError as error:
+            files.write_synced(staging / name, data)
+        files.sync_directory(staging)
+        _swap(staging, target)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
         needed = sum(map(len, payload.values()))
-        raise CheckpointError(f"cannot write {path} ({needed} bytes): {error}") from error
+        raise CheckpointError(files.cannot_write(path, needed, error)) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        files.discard(staging)
+    files.discard_abandoned(target)
     return path
+
+
+def is_complete(path: Path) -> bool:
+    """Return whether a path is a folder whose writing was finished."""
+    return os.path.isfile(path / MANIFEST)
 
 
 def read_folder(path: str | Path) -> Folder:
     """Read a folder: parsed JSON, or a dictionary of tensors, by the name of the file.
 
+    A folder that is replaced while it is read is read again.
+
     Raises:
         CheckpointError: a file is missing, truncated, altered or unreadable. The message names it.
     """
-    path = Path(path)
-    recover(path)
-    if not path.is_dir():
-        raise CheckpointError(f"{path} must be a checkpoint folder, but there is no such folder")
-    if not (path / MANIFEST).is_file():
-        raise CheckpointError(f"{path} must be a checkpoint folder, but it holds no {MANIFEST}")
-    manifest = _parse(path / MANIFEST, (path / MANIFEST).read_bytes())
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("format") != FORMAT
-        or not isinstance(manifest.get("files"), dict)
-    ):
-        raise CheckpointError(f"{path / MANIFEST} must be a manifest of format {FORMAT}")
-    strange = [name for name in manifest["files"] if Path(name).name != name]
-    if strange:
-        raise CheckpointError(f"{path / MANIFEST} must list files of this folder, got {strange[0]!r}")
-    return {name: _read_checked(path / name, entry) for name, entry in manifest["files"].items()}
+    return {name: _parse(file, data) for name, (file, data) in _read_bytes(Path(path)).items()}
+
+
+def check_folder(path: Path) -> None:
+    """Check every file of a folder against the manifest, as `read_folder` does.
+
+    Raises:
+        CheckpointError: as `read_folder`.
+    """
+    _read_bytes(path)
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is a folder at a path, or was until a replacement that was interrupted or is under way."""
+    return os.path.isdir(_located(path))
 
 
 def sweep(parent: Path) -> None:
-    """Remove the temporary folders of interrupted writes."""
-    for orphan in parent.glob(".tmp-*-????????"):
-        shutil.rmtree(orphan, ignore_errors=True)
+    """Clear what killed writers left in a folder in which nobody else writes: finish or undo what they began.
+
+    Files and folders that are not named as those of a writer are left alone.
+    """
+    try:
+        names = os.listdir(parent)
+    except OSError:
+        return
+    for name in names:
+        if files.is_temporary(name):
+            files.discard(parent / name)
+        elif name.startswith(ASIDE) and is_complete(parent / name):
+            path = parent / name.removeprefix(ASIDE)
+            if os.path.lexists(path):
+                files.remove(parent / name)
+            else:
+                recover(path)
 
 
 def check_state(where: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -128,62 +155,114 @@ def _encode(name: str, content: Mapping[str, Any]) -> bytes:
 
 def _parse(path: Path, data: bytes) -> Any:
     try:
-        return tensors_from_bytes(data) if path.suffix == ".safetensors" else json.loads(data)
-    except (SafetensorError, ValueError, KeyError) as error:
+        if path.suffix == ".safetensors":
+            return tensors_from_bytes(data)
+        value = json.loads(data)
+        if _is_deeper(value, MAX_DEPTH):
+            raise ValueError(f"more than {MAX_DEPTH} values are nested")
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return value
 
 
-def _read_checked(path: Path, entry: object) -> Any:
-    if not path.is_file():
+def _is_deeper(value: object, limit: int) -> bool:
+    """Return whether JSON has more than ``limit`` levels. Level by level, since recursion itself has a limit."""
+    level = [value]
+    for _ in range(limit + 1):
+        below = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list)))
+        level = [entry for entries in below for entry in entries]
+        if not level:
+            return False
+    return True
+
+
+def _read_bytes(path: Path) -> dict[str, tuple[Path, bytes]]:
+    """Return the files of a folder by name, each with its path and its bytes, checked against the manifest."""
+    for attempt in range(ATTEMPTS):
+        before = _identity(path)
+        try:
+            return _read_checked(_located(path) if before is None else path)
+        except CheckpointError:
+            if _identity(path) == before or attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(PAUSE)
+    raise AssertionError("unreachable")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what distinguishes the folder at a path from another one that replaces it; None if there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read_checked(path: Path) -> dict[str, tuple[Path, bytes]]:
+    if not os.path.isdir(path):
+        raise CheckpointError(f"{path} must be a checkpoint folder, but there is no such folder")
+    if not is_complete(path):
+        raise CheckpointError(f"{path} must be a checkpoint folder, but it holds no {MANIFEST}")
+    manifest = _parse(path / MANIFEST, _bytes_of(path / MANIFEST))
+    entries = manifest.get("files") if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path / MANIFEST} must be a manifest of format {FORMAT}")
+    strange = [name for name in entries if Path(name).name != name]
+    if strange:
+        raise CheckpointError(f"{path / MANIFEST} must list files of this folder, got {strange[0]!r}")
+    return {name: (path / name, _checked(path / name, entry)) for name, entry in entries.items()}
+
+
+def _checked(path: Path, entry: object) -> bytes:
+    if not os.path.isfile(path):
         raise CheckpointError(f"{path} is missing, although {MANIFEST} lists it")
-    data = path.read_bytes()
+    data = _bytes_of(path)
     if not isinstance(entry, dict) or len(data) != entry.get("bytes"):
         raise CheckpointError(f"{path} holds {len(data)} bytes, but {MANIFEST} lists {entry}")
     if zlib.crc32(data) != entry.get("crc32"):
         raise CheckpointError(f"{path} is damaged: its checksum differs from the one in {MANIFEST}")
-    return _parse(path, data)
+    return data
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name != "posix":  # only POSIX opens directories
-        return
-    descriptor = os.open(path, os.O_RDONLY)
+def _bytes_of(path: Path) -> bytes:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def recover(path: Path) -> None:
-    """Finish an interrupted replacement: move the old folder back if there is nothing at ``path``."""
+    """Finish an interrupted replacement: move the old folder back if there is nothing at ``path``. For writers only."""
+    path = files.followed(path)
     old = _aside(path)
-    if old.is_dir() and not path.exists():
+    if os.path.isdir(old) and not os.path.lexists(path):
         os.rename(old, path)
 
 
+def _located(path: Path) -> Path:
+    """Return where the folder of a path is: there, or beside it while it is replaced."""
+    path = files.followed(path)
+    old = _aside(path)
+    return old if not os.path.lexists(path) and os.path.isdir(old) else path
+
+
 def _aside(path: Path) -> Path:
-    return path.parent / f".old-{path.name}"
+    return path.parent / f"{ASIDE}{path.name}"
 
 
 def _swap(staging: Path, path: Path) -> None:
     """Rename ``staging`` to ``path``. A folder at ``path`` is first moved to the name that `recover` looks for."""
     old = _aside(path)
-    shutil.rmtree(old, ignore_errors=True)
-    replaced = path.exists()
+    if os.path.lexists(old):
+        files.remove(old)
+    replaced = os.path.lexists(path)
     if replaced:
         os.rename(path, old)
     try:
         os.rename(staging, path)
-    except OSError:
+    except BaseException:
         recover(path)
         raise
-    _sync_directory(path.parent)
+    files.sync_directory(path.parent)
     if replaced:
-        shutil.rmtree(old, ignore_errors=True)
+        files.remove(old)

@@ -1,11 +1,15 @@
-"""Tensors of images as Pillow images: one by one, or arranged in a grid."""
+"""Tensors of images as Pillow images, one by one or arranged in a grid; and pictures on disk."""
 
+import io
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from fastdiff_kernels.errors import InvalidValueError
 from torch import Tensor
+
+from .files import write_atomically
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,3 +65,24 @@ def image_grid(
     padded = torch.cat([padded, padded.new_full((missing, *padded.shape[1:]), background)])
     sheet = rearrange(padded, "(r k) c h w -> c (r h) (k w)", k=columns)
     return to_pil(torch.nn.functional.pad(sheet, (gap, 0, gap, 0), value=background))
+
+
+def write_picture(image: "Image.Image", path: str | Path) -> Path:
+    """Write a picture atomically, in the format of the name's extension.
+
+    Raises:
+        InvalidValueError: an unknown extension.
+        WriteError: the file cannot be written. The message names the path and the bytes.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None or kind not in Image.SAVE:
+        raise InvalidValueError(f"path must end in .png or another extension of a picture, got {path}")
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, kind)
+    except OSError as error:  # a mode that the format does not have
+        raise InvalidValueError(f"{path} cannot hold a picture of mode {image.mode}: {error}") from error
+    return write_atomically(path, buffer.getvalue())

@@ -29,6 +29,9 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {
 RENAMED_MODELS = {"restorer": "restoration"}
 # The second stage of a conditional model was a configuration of its own; its fields now stand beside the others.
 FLATTENED = {"DiffuseVAEConfig": "refiner", "RestorationConfig": "refiner"}
+# Fields with a default that a configuration has got since: files that lack them are from before. Any other field that
+# is missing from a file is an error, whether it has a default or not.
+ADDED_KEYS: dict[str, frozenset[str]] = {"TrainConfig": frozenset({"images", "accumulate", "precision", "compile"})}
 # Prefixes of tensor names in model.safetensors, ema.safetensors and optimizer.safetensors.
 RENAMED_TENSORS = {
     "refiner.": "",
@@ -46,9 +49,10 @@ _STAGES = ("down", "middle_in", "middle_out", "up")  # in the order in which the
 
 def renamed(config: str, data: Json) -> Json:
     """Return the fields of the configuration class ``config`` under their present names and values."""
-    nested = data.get(FLATTENED.get(config, ""))
+    flattened = FLATTENED.get(config)
+    nested = None if flattened is None else data.get(flattened)
     if isinstance(nested, dict):
-        data = {key: value for key, value in data.items() if key != FLATTENED[config]} | nested
+        data = {key: value for key, value in data.items() if key != flattened} | nested
     keys = RENAMED_KEYS.get(config, {})
     return {(name := keys.get(key, key)): _value(name, value) for key, value in data.items()}
 

@@ -21,7 +21,7 @@ from .saving import check_savable, describe
 
 @dataclass(frozen=True)
 class ParameterGroups:
-    """The parameters of a model by how an optimiser treats them.
+    """The parameters of a model that are trained, by how an optimiser treats them.
 
     decayed: weight matrices and kernels, with weight decay. plain: biases, norms and the like, without. schedule:
     parameters of the noise schedule. interior: those among ``schedule`` that are trained on the variance of the loss.
@@ -90,8 +90,12 @@ class Model(ImageModel):
         loss: str = "elbo",
         T: int | None = None,
         stratified: bool = True,
+        total: int | None = None,
     ) -> Objective:
         """Return the training loss of a batch, and the bound estimated from the same draws, in nats.
+
+        A batch may be a part of a larger one: with ``noise.first_sample`` the number of its first sample there, and
+        ``total``, every sample takes the noise, the time and the dropout mask that it has in the whole.
 
         Args:
             x: data uint8 [B, C, H, W] in [0, levels).
@@ -100,11 +104,19 @@ class Model(ImageModel):
             loss: one of `fastdiff.diffusion.LOSSES`.
             T: number of steps of the bound that is trained; None for the model's own.
             stratified: spread the times of the batch evenly; otherwise draw them independently.
+            total: number of samples of the global batch, which the times are spread over; by default this batch.
 
         Raises:
             InvalidTypeError, InvalidValueError: images, labels, T or loss that do not fit.
         """
         raise NotImplementedError
+
+    def check_divisible(self) -> None:
+        """Raise a ConfigError if the training loss of a batch is not the mean over its parts."""
+
+    def gamma_range(self) -> tuple[Tensor, Tensor] | None:
+        """Return gamma(0) and gamma(1), scalars without a graph; None for a model without a diffusion."""
+        return None
 
     def parameter_groups(self) -> ParameterGroups:
         """Return the parameters by how an optimiser treats them."""
@@ -278,13 +290,13 @@ def check_model(where: str, model: object) -> Model:
 
 
 def group_parameters(model: nn.Module, schedule: Schedule | None) -> ParameterGroups:
-    """Group the parameters of a model whose noise schedule is ``schedule``."""
+    """Group the parameters of a model whose noise schedule is ``schedule``; frozen ones are left out."""
     of_schedule = [] if schedule is None else list(schedule.parameters())
     interior = [] if schedule is None else schedule.interior_parameters()
     apart = {id(parameter) for parameter in of_schedule}
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
-        if id(parameter) not in apart:
+        if id(parameter) not in apart and parameter.requires_grad:
             matrix = parameter.dim() >= 2 and not name.endswith("position")
             (decayed if matrix else plain).append(parameter)
     return ParameterGroups(decayed, plain, of_schedule, interior)

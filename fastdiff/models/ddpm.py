@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..diffusion.beta_schedule import BetaSchedule, linear_betas, log_expm1
-from ..diffusion.bound import Objective, Vlb, independent_times, loss_weight, prior_nats, stratified_times
+from ..diffusion.bound import Objective, Vlb, loss_weight, prior_nats, training_times
 from ..diffusion.likelihood import discretized_gaussian_nll
 from ..diffusion.process import PREDICTIONS, posterior, sigma, transition_variance, x_from_eps
 from ..diffusion.samplers import VARIANCES
 from ..io.configuration import ConfigError, at_least, between, configuration, field, one_of
 from ..kernels import Noise, Stream, diffuse, eps_loss, to_unit_range
 from ..networks import ConcatUNetConfig, UNetConfig
-from .diffusion import DiffusionModel, check_network, checked_output, plus_cond
+from ..networks.dropout import set_dropout_noise
+from .diffusion import DiffusionModel, check_network, checked_output, drawn_once, plus_cond
 from .image_data import ImageConfig
 
 LEAST_BETA = 1e-6  # smallest first beta of a short chain that a model with continuous noise conditioning is trained for
@@ -132,7 +133,13 @@ class DDPM(DiffusionModel):
         return PREDICTIONS[self.config.prediction](z_t, out, gamma[:, None, None, None]), v
 
     def kl_nats(
-        self, eps_hat: Tensor, v: Tensor | None, eps: Noise, gamma_s: Tensor, gamma_t: Tensor, factor: float = 1.0
+        self,
+        eps_hat: Tensor,
+        v: Tensor | None,
+        eps: Noise | Tensor,
+        gamma_s: Tensor,
+        gamma_t: Tensor,
+        factor: float = 1.0,
     ) -> Tensor:
         """Return ``factor`` times KL(q(z_s | z_t, x) || p(z_s | z_t)), [B], for float64 gammas [B].
 
@@ -149,7 +156,8 @@ class DDPM(DiffusionModel):
             return of_variance.float() + eps_loss(eps_hat, eps, (0.5 * excess * torch.exp(-widest)).float())
         widest, excess = widest[:, None, None, None].float(), excess[:, None, None, None].float()
         log_ratio = v * widest
-        square = (eps.normal(eps_hat.shape, device=eps_hat.device) - eps_hat).square()
+        drawn = eps.normal(eps_hat.shape, device=eps_hat.device) if isinstance(eps, Noise) else eps
+        square = (drawn - eps_hat).square()
         terms = factor * (log_ratio + torch.expm1(-log_ratio)) + torch.exp(-log_ratio) * excess * square
         return 0.5 * terms.flatten(1).sum(1)
 
@@ -171,6 +179,7 @@ class DDPM(DiffusionModel):
         loss: str = "elbo",
         T: int | None = None,
         stratified: bool = True,
+        total: int | None = None,
     ) -> Objective:
         """Return the training loss of a batch at one of the T steps for each image, and the bound of the same draws.
 
@@ -180,15 +189,18 @@ class DDPM(DiffusionModel):
         `Model.forward`.
         """
         self.check_images("forward", x)
+        self.check_noise("forward", noise)
         T = self.T if T is None else T
         num_transitions = self.num_transitions(self.check_T("forward", T))
         assert num_transitions is not None
-        u = (stratified_times if stratified else independent_times)(noise, len(x)).to(x.device)
+        set_dropout_noise(self, noise)
+        u = training_times(noise, len(x), stratified, total).to(x.device)
         i = torch.floor(u * T).clamp_(max=T - 1)  # counts from 0 here
         # of the drawn step, of z_T, and of the drawn step or, where that is the decoder's, the one above it
         steps = torch.stack([i, torch.full_like(i, num_transitions), i.clamp(min=1)])
         (gamma_t, top, upper), (gamma_s, _, lower) = self._noise_levels(steps, num_transitions, noise)
-        eps, data = noise.at(stream=Stream.DIFFUSION), to_unit_range(x, self.levels)
+        data = to_unit_range(x, self.levels)
+        eps = drawn_once(noise.at(stream=Stream.DIFFUSION), data)
         z_t = diffuse(data, gamma_t.float(), eps)
         cond, cond_nats = self.draw_cond(x, noise)
         eps_hat, v = self.predict(z_t, gamma_t.float(), labels, cond)
@@ -206,8 +218,9 @@ class DDPM(DiffusionModel):
         vlb = Vlb(torch.where(is_decoder, recon, zero), prior, torch.where(is_decoder, zero, kl))
         reported = Vlb(vlb.recon, plus_cond(prior, cond_nats), vlb.diffusion).detach()
         if weighted is None:
-            return Objective(vlb.total, reported)
-        return Objective(weighted if v is None else weighted + HYBRID / math.log(2.0) * vlb.total, reported)
+            return Objective(vlb.total, reported, gamma_t.float())
+        loss_of_batch = weighted if v is None else weighted + HYBRID / math.log(2.0) * vlb.total
+        return Objective(loss_of_batch, reported, gamma_t.float())
 
     def _noise_levels(self, i: Tensor, num_transitions: int, noise: Noise) -> tuple[Tensor, Tensor]:
         """Return gamma of the levels i and i - 1 for training, float64 like i [.., B] in 0 .. num_transitions.

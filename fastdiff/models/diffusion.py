@@ -16,15 +16,16 @@ from ..diffusion.bound import (
     Vlb,
     check_T,
     finite_times,
-    independent_times,
     loss_weight,
     prior_nats,
     stratified_times,
+    training_times,
 )
 from ..diffusion.loop import Callback, sample_latents
 from ..diffusion.samplers import make_plan
 from ..diffusion.schedules import Schedule, gamma_table
 from ..kernels import InvalidTypeError, InvalidValueError, Noise, Stream, diffuse, eps_loss, to_unit_range
+from ..networks.dropout import set_dropout_noise
 from .base import Diffusion, Model, ParameterGroups, group_parameters
 from .requests import Draw, Request, labels_of_request
 
@@ -109,6 +110,7 @@ class DiffusionModel(Model):
         -log p(x) <= E[-log p(x | z_0)] + KL(q(z_1 | x) || N(0, I)) + diffusion. Arguments as in `Model.vlb`.
         """
         self.check_images("vlb", x)
+        self.check_noise("vlb", noise)
         self.check_labels("vlb", labels, len(x))
         num_transitions = self.num_transitions(self.check_T("vlb", T))
         u = stratified_times(noise, len(x), total).to(x.device)
@@ -123,7 +125,7 @@ class DiffusionModel(Model):
     ) -> tuple[Tensor, Tensor]:
         """-log p(x | z_0) for one z_0 ~ q(z_0 | x), and KL(q(z_1 | x) || N(0, I)), [B] each; data is x in [-1, 1]."""
         gamma_0, gamma_1 = self.gamma.endpoints()
-        z_0 = diffuse(data, gamma_0.expand(len(x)), noise.at(stream=Stream.RECON))
+        z_0 = diffuse(data, gamma_0.expand(len(x)), drawn_once(noise.at(stream=Stream.RECON), data))
         return self.recon_nats(x, z_0, labels, cond), prior_nats(data, gamma_1)
 
     def _diffusion(
@@ -140,7 +142,7 @@ class DiffusionModel(Model):
         T = infinity: ½ gamma'(t) |eps - eps_hat|² (Kingma et al. 2021, eq. 17). Finite T: the number of steps times
         KL(q(z_s | z_t, x) || p(z_s | z_t)) of the step that u selects.
         """
-        eps = noise.at(stream=Stream.DIFFUSION)
+        eps = drawn_once(noise.at(stream=Stream.DIFFUSION), data)
         if num_transitions is None:
             gamma_t, slope = self.gamma.both(u)
             eps_hat = self.eps_hat(diffuse(data, gamma_t.float(), eps), gamma_t.float(), labels, cond)
@@ -151,7 +153,13 @@ class DiffusionModel(Model):
         return self.kl_nats(eps_hat, v, eps, gamma_s, gamma_t, num_transitions)
 
     def kl_nats(
-        self, eps_hat: Tensor, v: Tensor | None, eps: Noise, gamma_s: Tensor, gamma_t: Tensor, factor: float = 1.0
+        self,
+        eps_hat: Tensor,
+        v: Tensor | None,
+        eps: Noise | Tensor,
+        gamma_s: Tensor,
+        gamma_t: Tensor,
+        factor: float = 1.0,
     ) -> Tensor:
         """Return ``factor`` times KL(q(z_s | z_t, x) || p(z_s | z_t)), [B], where p has the variance of q.
 
@@ -190,6 +198,7 @@ class DiffusionModel(Model):
         loss: str = "elbo",
         T: int | None = None,
         stratified: bool = True,
+        total: int | None = None,
     ) -> Objective:
         """Return the training loss of a batch: recon + prior + a weighted diffusion term (`loss_weight`).
 
@@ -198,18 +207,20 @@ class DiffusionModel(Model):
         bound at finite T. Arguments as in `Model.forward`.
         """
         self.check_images("forward", x)
+        self.check_noise("forward", noise)
         self.check_labels("forward", labels, len(x))
         num_transitions = self.num_transitions(self.check_T("forward", T if T is not None else self.T))
-        u = (stratified_times if stratified else independent_times)(noise, len(x)).to(x.device)
-        diffusion_of_batch: list[Tensor] = []  # filled below; the hooks of a learned schedule read it in backward
-        gamma_t, slope = self._gamma_for_training(u, num_transitions, lambda: diffusion_of_batch[0])
-        eps, weight = noise.at(stream=Stream.DIFFUSION), loss_weight(loss, gamma_t.detach(), slope.detach())
+        set_dropout_noise(self, noise)
+        u = training_times(noise, len(x), stratified, total).to(x.device)
+        gamma_t, slope, follow = self._gamma_for_training(u, num_transitions)
+        weight = loss_weight(loss, gamma_t.detach(), slope.detach())
         if loss != "elbo" and gamma_t.requires_grad:
             # The network follows the loss, the schedule the bound: the gradient that reaches gamma_t through the
             # network has the factor ``weight``, which is replaced by that of the bound, ½ slope.
             gamma_t.register_hook(lambda gradient: gradient * (0.5 * slope.detach() / weight))
         cond, cond_nats = self.draw_cond(x, noise)
         data = to_unit_range(x, self.levels)
+        eps = drawn_once(noise.at(stream=Stream.DIFFUSION), data)
         eps_hat = self.eps_hat(diffuse(data, gamma_t, eps), gamma_t, labels, cond)
         recon, prior = self._end_terms(x, data, noise, labels, cond)
         if loss == "elbo":
@@ -218,21 +229,28 @@ class DiffusionModel(Model):
             square = eps_loss(eps_hat, eps, torch.ones_like(slope))
             diffusion = 0.5 * slope * square.detach()
             objective = weight * square + (diffusion - diffusion.detach())
-        diffusion_of_batch.append(diffusion.detach())
+        follow(diffusion.detach())
         vlb = Vlb(recon, plus_cond(prior, cond_nats), diffusion)
-        return Objective(recon + prior + objective, vlb.detach())
+        return Objective(recon + prior + objective, vlb.detach(), gamma_t.detach())
 
     def _gamma_for_training(
-        self, u: Tensor, num_transitions: int | None, diffusion: Callable[[], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Return gamma_t and gamma'(t), or T expm1(gamma_t - gamma_s) in its place at finite T, float32 [B] each."""
+        self, u: Tensor, num_transitions: int | None
+    ) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
+        """Return gamma_t and gamma'(t), float32 [B] each, and what takes the loss, see `Schedule.for_training`.
+
+        At finite T, T expm1(gamma_t - gamma_s) is in the place of gamma'(t).
+        """
         if num_transitions is None:
-            gamma_t, slope = self.gamma.for_training(u, diffusion)
-        else:
-            s, t = finite_times(u, num_transitions)
-            gamma_t = self.gamma(t)
-            slope = num_transitions * torch.expm1(gamma_t - self.gamma(s))
-        return gamma_t.float(), slope.float()
+            gamma_t, slope, follow = self.gamma.for_training(u)
+            return gamma_t.float(), slope.float(), follow
+        s, t = finite_times(u, num_transitions)
+        gamma_t = self.gamma(t)
+        slope = num_transitions * torch.expm1(gamma_t - self.gamma(s))
+        return gamma_t.float(), slope.float(), lambda loss: None
+
+    def gamma_range(self) -> tuple[Tensor, Tensor]:
+        low, high = self.gamma.endpoints()
+        return low.detach(), high.detach()
 
     def parameter_groups(self) -> ParameterGroups:
         return group_parameters(self, self.gamma)
@@ -293,6 +311,14 @@ class DiffusionModel(Model):
         return callback
 
 
+def drawn_once(noise: Noise, like: Tensor) -> Noise | Tensor:
+    """Return noise that several operations take: a tensor on a CPU, where to draw it again costs more than to keep it.
+
+    On a GPU the kernels draw it from the counter wherever they need it.
+    """
+    return noise.normal(like.shape, device=like.device) if like.device.type == "cpu" else noise
+
+
 def check_network(network: object) -> None:
     """Raise an InvalidTypeError for a network of the user's own that is no module; None stands for none."""
     if network is not None and not isinstance(network, nn.Module):
@@ -304,7 +330,7 @@ def checked_output(out: Tensor, x: Tensor, channels: int) -> Tensor:
     shape = (x.shape[0], channels, *x.shape[2:])
     if tuple(out.shape) != shape:
         raise InvalidValueError(f"network must return shape {shape}, got {tuple(out.shape)}")
-    return out
+    return out.to(x.dtype)  # under autocast the network's output has 16 bits
 
 
 def plus_cond(prior: Tensor, cond_nats: Tensor | None) -> Tensor:

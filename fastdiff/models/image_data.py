@@ -4,10 +4,11 @@ from itertools import chain
 from typing import ClassVar
 
 import torch
+from fastdiff_kernels.registration import values_visible
 from torch import Tensor, nn
 
 from ..io.configuration import at_least, between, configuration, each, field
-from ..kernels import InvalidTypeError, InvalidValueError
+from ..kernels import InvalidTypeError, InvalidValueError, Noise
 
 
 @configuration
@@ -31,6 +32,11 @@ class ImageConfig:
     def num_labels(self) -> int:
         """Number of labels that the network distinguishes: the classes, the null label, "augmented"; 0 without any."""
         return self.num_classes + 1 + self.augmented if self.num_classes or self.augmented else 0
+
+
+def values_are_at_hand(x: Tensor) -> bool:
+    """Whether reading values of a tensor waits for no device and breaks no compiled graph, and there are any."""
+    return values_visible(x) and x.numel() > 0
 
 
 class ImageModel(nn.Module):
@@ -99,8 +105,13 @@ class ImageModel(nn.Module):
         if x.dim() != 4 or tuple(x.shape[1:]) != self.shape:
             wanted = ", ".join(map(str, self.shape))
             raise InvalidValueError(f"{where}: x must have shape [B, {wanted}], got {tuple(x.shape)}")
-        if x.device.type == "cpu" and x.numel() and int(x.max()) >= self.levels:  # on a GPU this would synchronise
+        if values_are_at_hand(x) and int(x.max()) >= self.levels:
             raise InvalidValueError(f"{where}: x must lie in 0 .. {self.levels - 1}, got {int(x.max())}")
+
+    def check_noise(self, where: str, noise: object) -> None:
+        """Raise an InvalidTypeError for anything but a `Noise`."""
+        if not isinstance(noise, Noise):
+            raise InvalidTypeError(f"{where}: noise must be a fastdiff.Noise, got a {type(noise).__name__}")
 
     def check_labels(self, where: str, labels: object, batch: int) -> None:
         """Check labels: None, or int64 [B] in 0 .. num_labels - 1 for a model with labels.
@@ -117,7 +128,7 @@ class ImageModel(nn.Module):
             raise InvalidTypeError(f"{where}: labels must be a torch.int64 tensor [B], got {got}")
         if labels.shape != (batch,):
             raise InvalidValueError(f"{where}: labels must have shape ({batch},), got {tuple(labels.shape)}")
-        if labels.device.type == "cpu" and batch:
+        if values_are_at_hand(labels):
             low, high = int(labels.min()), int(labels.max())
             if not 0 <= low <= high < self.config.num_labels:
                 known = f"0 .. {self.num_classes - 1} (classes), " if self.num_classes else ""

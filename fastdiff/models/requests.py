@@ -49,6 +49,8 @@ class Latents:
             raise InvalidValueError(f"Latents: temperature must be a finite number > 0, got {self.temperature!r}")
         if self.mixture is not None and not isinstance(self.mixture, (str, Path)) and not hasattr(self.mixture, "draw"):
             raise InvalidTypeError(f"Latents: mixture must be a LatentMixture or its folder, got {self.mixture!r}")
+        if self.z is not None and not isinstance(self.z, Tensor):
+            raise InvalidTypeError(f"Latents: z must be a tensor [n, latent] or None, got a {type(self.z).__name__}")
         if self.z is not None and (self.mixture is not None or self.temperature != 1.0):
             raise InvalidValueError("Latents: z must be None where a mixture or a temperature is set")
 

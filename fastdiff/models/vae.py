@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.bound import Objective, Vlb
-from ..diffusion.loop import Callback
+from ..diffusion.loop import Callback, SamplingError
 from ..io.configuration import ConfigError, at_least, configuration, field
 from ..kernels import (
     InvalidTypeError,
@@ -27,6 +27,7 @@ from ..kernels import (
     to_unit_range,
 )
 from ..networks import BottleneckVAEConfig, ConvVAEConfig, LatentLink
+from ..networks.dropout import set_dropout_noise
 from .base import Model, evaluating
 from .degradations import Degradation
 from .image_data import ImageConfig
@@ -127,6 +128,7 @@ class HVAE(Model):
             InvalidTypeError, InvalidValueError: images that do not fit the model.
         """
         self.check_images("HVAE", x)
+        self.check_noise("HVAE", noise)
         q = [self.encoder(to_unit_range(x, self.levels))]
         latents, kl = [], x.new_zeros(0)
         for t in range(self.config.depth):
@@ -171,22 +173,32 @@ class HVAE(Model):
         loss: str = "elbo",
         T: int | None = None,
         stratified: bool = True,
+        total: int | None = None,
     ) -> Objective:
         """Return the training loss of a batch, and the bound of the same draws, in nats.
 
         The loss is recon + beta Σ_t max(free_bits, mean over the batch of the term of layer t); ``loss`` must be
-        ``"elbo"``. ``stratified`` is not used, since a VAE has no times.
+        ``"elbo"``. ``stratified`` and ``total`` are not used, since a VAE has no times.
         """
         if loss != "elbo":
             raise InvalidValueError(f"loss must be elbo for a VAE (its configuration has beta), got {loss!r}")
         self.check_T("forward", T)
         self.check_labels("forward", labels, len(x))
+        self.check_noise("forward", noise)
+        set_dropout_noise(self, noise)
         terms, config = self.terms(x, noise), self.config
         layers = terms.layers
         if config.free_bits:
             # Below free_bits the term of a layer is a constant; above it every sample keeps its own gradient.
             layers = [torch.where(layer.mean() > config.free_bits, layer, config.free_bits) for layer in layers]
         return Objective(terms.recon + config.beta * _sum(layers, terms.recon), terms.vlb.detach())
+
+    def check_divisible(self) -> None:
+        if self.config.free_bits:
+            raise ConfigError(
+                f"free_bits must be 0 where a batch is computed in parts (accumulate, several processes), since it "
+                f"compares means over the whole batch, got {self.config.free_bits}"
+            )
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, noise: Noise, samples: int = 64) -> Tensor:
@@ -243,13 +255,17 @@ class HVAE(Model):
 
         Raises:
             InvalidValueError: latents of another shape, or no such layer.
+            SamplingError: the result is not finite.
         """
         config = self.config
         if not 1 <= layer <= config.depth:
             raise InvalidValueError(f"decode: layer must be in 1 .. {config.depth}, got {layer}")
         if z.dim() != 2 or z.shape[1] != config.latent:
             raise InvalidValueError(f"decode: z must have shape [B, {config.latent}], got {tuple(z.shape)}")
-        return self.nearest_level(self.decoder(self.descend(z, noise, layer))[0])
+        mean = self.decoder(self.descend(z, noise, layer))[0]
+        if not torch.isfinite(mean).all():
+            raise SamplingError("the sample is not finite; check the weights, the latents and their temperature")
+        return self.nearest_level(mean)
 
     def descend(self, z: Tensor, noise: Noise | None = None, layer: int | None = None) -> Tensor:
         """Return z_1 for latents z [B, latent] of a layer (the top by default): drawn from p, or its means."""

@@ -8,6 +8,7 @@ from .blocks import Gaussian
 from .bottleneck_vae import BottleneckDecoder, BottleneckEncoder, BottleneckVAEConfig
 from .concat_unet import ConcatUNet, ConcatUNetConfig
 from .conv_vae import ConvDecoder, ConvEncoder, ConvVAEConfig
+from .dropout import Dropout, number_dropouts, set_dropout_noise
 from .latent_link import LatentLink
 from .unet import UNet, UNetConfig
 
@@ -23,10 +24,13 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "ConvVAEConfig",
+    "Dropout",
     "Gaussian",
     "LatentLink",
     "UNet",
     "UNetConfig",
     "UNetConfigs",
     "VAENetworkConfigs",
+    "number_dropouts",
+    "set_dropout_noise",
 ]

@@ -12,6 +12,7 @@ from fastdiff_kernels.errors import InvalidValueError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .dropout import Dropout
 from .sums import Convolved, Sum, as_sum
 
 LOGVAR_LIMIT = 10.0  # log-variances lie within ±10, so that variances and their inverses stay far from overflow
@@ -58,7 +59,7 @@ class ResBlock(nn.Module):
         self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
         self.projection = zero(nn.Linear(embedding, 2 * channels))
         self.norm_out = NormSiLU(channels, max_groups)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv_out = zero(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(
@@ -96,7 +97,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.norm = nn.GroupNorm(math.gcd(channels, max_groups), channels, eps=eps)
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out = zero(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor | Sum) -> Sum:
@@ -143,8 +144,14 @@ class Gaussian(nn.Module):
         self.linear = zero(nn.Linear(features, 2 * size))
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = self.linear(h).chunk(2, dim=1)
+        mean, raw = not_narrowed(self.linear(h)).chunk(2, dim=1)
         return mean, bounded(raw)
+
+
+def not_narrowed(out: Tensor) -> Tensor:
+    """Return the parameters of a distribution in float32 where autocast has computed them in 16 bits."""
+    device = out.device.type
+    return out.float() if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else out
 
 
 def bounded(raw: Tensor) -> Tensor:

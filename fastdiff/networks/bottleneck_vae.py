@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..io.configuration import ConfigError, at_least, configuration, each, field, one_of
-from .blocks import bounded, zero
+from .blocks import bounded, not_narrowed, zero
 
 Shape = tuple[int, int, int]
 
@@ -105,7 +105,8 @@ class BottleneckEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.layers(x)  # [B, latent, 1, 1]
-        return self.mean(h).flatten(1), bounded(self.logvar(h).flatten(1))
+        mean, raw = not_narrowed(self.mean(h)), not_narrowed(self.logvar(h))
+        return mean.flatten(1), bounded(raw.flatten(1))
 
 
 class BottleneckDecoder(nn.Module):
@@ -128,7 +129,7 @@ class BottleneckDecoder(nn.Module):
         self.layers = nn.Sequential(*layers, conv_out)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = self.layers(z).chunk(2, dim=1)  # [B, 2 C, H, W] to [B, C, H, W] each
+        mean, raw = not_narrowed(self.layers(z)).chunk(2, dim=1)  # [B, 2 C, H, W] to [B, C, H, W] each
         return mean.contiguous(), bounded(raw).contiguous()
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..io.configuration import ConfigError, at_least, between, configuration, each, field, not_empty, one_of
 from .blocks import Attention, NormSiLU, check_size, zero
+from .dropout import Dropout, number_dropouts
 from .sums import Convolved, Projections, Sum, rows
 
 Shifts = tuple[Tensor, Tensor | None]  # [B, channels] each, see `_ResBlock.forward`
@@ -117,6 +118,7 @@ class ConcatUNet(nn.Module):
         self.norm_out = NormSiLU(channels, config.max_groups, EPS)
         self.conv_out = zero(nn.Conv2d(channels, channels_out, 3, padding=1))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        number_dropouts(self)
 
     def forward(self, x: Tensor, noise_level: Tensor, labels: Tensor | None = None) -> Tensor:
         embedding = self.noise_embedding(noise_level)  # [B, 4 width]
@@ -189,7 +191,7 @@ class _ResBlock(nn.Module):
         if not config.embedding_bias:
             zero(self.projection)
         self.norm_out = NormSiLU(channels, config.max_groups, EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.conv_out = zero(nn.Conv2d(channels, channels, 3, padding=1))
         self.shortcut = nn.Identity() if channels_in == channels else nn.Conv2d(channels_in, channels, 1)
 

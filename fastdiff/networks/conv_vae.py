@@ -8,7 +8,8 @@ import math
 from torch import Tensor, nn
 
 from ..io.configuration import ConfigError, at_least, between, configuration, each, field, not_empty, one_of
-from .blocks import Gaussian, NormSiLU, bounded, zero
+from .blocks import Gaussian, NormSiLU, bounded, not_narrowed, zero
+from .dropout import Dropout, number_dropouts
 
 Shape = tuple[int, int, int]
 
@@ -46,7 +47,9 @@ class ConvVAEConfig:
 
     def build(self, shape: Shape, latent: int) -> tuple["ConvEncoder", "ConvDecoder"]:
         """Build both networks for a shape and a number of latent variables that pass `check`."""
-        return ConvEncoder(shape, latent, self), ConvDecoder(shape, latent, self)
+        encoder, decoder = ConvEncoder(shape, latent, self), ConvDecoder(shape, latent, self)
+        number_dropouts(encoder, decoder)  # one after the other, so that no two layers of a VAE draw the same mask
+        return encoder, decoder
 
     def lowest_shape(self, shape: Shape) -> Shape:
         """Return (C, H, W) of the features at the lowest resolution, for images of the shape ``shape``."""
@@ -74,6 +77,7 @@ class ConvEncoder(nn.Module):
         self.layers = nn.Sequential(*layers, NormSiLU(widths[-1], config.max_groups), nn.Flatten())
         self.gaussian = Gaussian(math.prod(config.lowest_shape(shape)), latent)
         nn.init.normal_(self.gaussian.linear.weight, std=0.02)  # zeros would make z_1 independent of x at first
+        number_dropouts(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.gaussian(self.layers(x))
@@ -96,9 +100,10 @@ class ConvDecoder(nn.Module):
                 layers.append(nn.ConvTranspose2d(width, widths[resolution - 1], 2, stride=2))
         conv_out = nn.Conv2d(widths[0], 2 * shape[0], 3, padding=1)
         self.layers = nn.Sequential(*layers, NormSiLU(widths[0], config.max_groups), conv_out)
+        number_dropouts(self)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = self.layers(z).chunk(2, dim=1)  # [B, 2 C, H, W] to [B, C, H, W] each
+        mean, raw = not_narrowed(self.layers(z)).chunk(2, dim=1)  # [B, 2 C, H, W] to [B, C, H, W] each
         return mean.contiguous(), bounded(raw).contiguous()
 
 
@@ -110,7 +115,7 @@ class _Block(nn.Module):
         self.norm_in = NormSiLU(channels, config.max_groups)
         self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
         self.norm_out = NormSiLU(channels, config.max_groups)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.conv_out = zero(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..io.configuration import ConfigError, at_least, between, configuration, each, field, not_empty
 from .blocks import Attention, NoiseEmbedding, NormSiLU, ResBlock, check_size, zero
+from .dropout import number_dropouts
 from .sums import Projections, Sum, rows
 
 BlockInputs = tuple[Tensor, tuple[Tensor | None, Tensor | None]]  # modulation and biases, see `ResBlock.forward`
@@ -93,6 +94,7 @@ class UNet(nn.Module):
         self.norm_out = NormSiLU(widths[0], config.max_groups)
         self.conv_out = zero(nn.Conv2d(widths[0], channels_out, 3, padding=1))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        number_dropouts(self)
 
     def forward(self, x: Tensor, noise_level: Tensor, labels: Tensor | None = None) -> Tensor:
         embedding = self.noise_embedding(noise_level)  # [B, E]
@@ -135,7 +137,7 @@ class _Down(nn.Module):
 
     def forward(self, x: Sum, inputs: Iterator[BlockInputs], skips: list[Sum]) -> Sum:
         h = self.resample(x.tensor())  # [B, width, *size]
-        h = Sum(h if self.position is None else h + self.position)
+        h = Sum(h if self.position is None else h + self.position.to(h.dtype))  # 16 bits under autocast
         for block in self.blocks:
             h = block(h, *next(inputs))
             skips.append(h)

@@ -12,14 +12,20 @@ from tqdm import tqdm
 from ..checkpoints import load
 from ..diffusion import Callback, Plan, Sampler, as_sampler
 from ..io.pictures import to_pil, to_uint8
-from ..kernels import InvalidTypeError, InvalidValueError, Noise
-from ..models import Latents, Model, Request, check_model, evaluating
+from ..io.processes import check_device, count, is_first, rank
+from ..io.shares import divide_work
+from ..kernels import FastdiffError, InvalidTypeError, InvalidValueError, Noise
+from ..models import Draw, Latents, Model, Request, check_model, evaluating
 from .mixtures import load_mixture
 
 if TYPE_CHECKING:
     from PIL import Image
 
 OUTPUTS = ("uint8", "levels", "float", "pil")
+
+
+class OutOfMemoryError(FastdiffError, RuntimeError):
+    """One image does not fit into the memory of the device."""
 
 
 def sample_images(
@@ -37,8 +43,9 @@ def sample_images(
     device: torch.device | str | None,
     progress: bool,
     callback: Callback | None,
+    sharded: bool = False,
 ) -> "Tensor | list[Image.Image]":
-    """Draw images from a model; see `fastdiff.sample`."""
+    """Draw images from a model; see `fastdiff.sample`, and `draw_images` for ``sharded``."""
     n, batch_size = check_count("sample", "n", n, 0), check_count("sample", "batch_size", batch_size, 1)
     if output not in OUTPUTS:
         raise InvalidValueError(f"sample: output must be one of {', '.join(OUTPUTS)}, got {output!r}")
@@ -46,9 +53,9 @@ def sample_images(
         raise InvalidTypeError(f"sample: callback must be a callable (step, nfe, z_t, x_hat) or None, got {callback!r}")
     Noise(seed)  # checks it
     model = check_model("sample", load(model) if isinstance(model, (str, Path)) else model)
-    model = model if device is None else model.to(device)
+    model = model if device is None else model.to(check_device(device))
     request = Request(n, seed, steps, as_sampler(sampler), labels, guidance, cond, latents)
-    images = draw_images(model, request, batch_size, progress, callback)
+    images = draw_images(model, request, batch_size, progress, callback, sharded)
     if output == "levels":
         return images
     if output == "float":
@@ -58,27 +65,56 @@ def sample_images(
 
 
 def draw_images(
-    model: Model, request: Request, batch_size: int = 64, progress: bool = False, callback: Callback | None = None
+    model: Model,
+    request: Request,
+    batch_size: int = 64,
+    progress: bool = False,
+    callback: Callback | None = None,
+    sharded: bool = False,
 ) -> Tensor:
     """Draw the images of a request, batch by batch, uint8 levels [n, C, H, W] on the CPU.
 
+    With ``sharded`` the processes of the run (`fastdiff.io.processes`) divide the batches among themselves, and each
+    returns all images, the same as a single process. All of them must make the same call. ``callback`` is called in the
+    process that draws the batch; the progress bar is the first process's, and counts its own batches.
+
     Raises:
-        FastdiffError: as `fastdiff.sample`.
+        FastdiffError: as `fastdiff.sample`; a `ProcessError` if another process has failed or ended.
     """
     request = _with_mixture(model, request)
     draw = model.prepare(request)
-    batches = [(first, min(batch_size, request.n - first)) for first in range(0, request.n, batch_size)]
+    firsts = range(0, request.n, batch_size)
+    shares, own = (count(), rank()) if sharded else (1, 0)
+    total = len(firsts[own::shares]) * draw.rows
+    shown = progress and (not sharded or is_first())
     images = [torch.empty(0, *model.shape, dtype=torch.uint8)]
-    title = f"sampling {request.n} images"
     with (
         evaluating(model),
-        tqdm(total=len(batches) * draw.rows, unit="step", desc=title, disable=not progress) as bar,
+        tqdm(total=total, unit="step", desc=f"sampling {request.n} images", disable=not shown) as bar,
     ):
-        for index, (first, count) in enumerate(batches, 1):
-            batch = draw.batch(first, count, _reporting(bar, callback) if progress else callback)
-            images.append(batch.cpu().contiguous())
-            bar.update(index * draw.rows - bar.n)  # a VAE calls no callback
+
+        def batch(index: int) -> Tensor:
+            first, reporting = firsts[index], _reporting(bar, callback) if shown else callback
+            drawn = _draw(draw, first, min(batch_size, request.n - first), reporting)
+            bar.update((index // shares + 1) * draw.rows - bar.n)  # a VAE calls no callback
+            return drawn
+
+        images.extend(divide_work(len(firsts), batch, sharded))
     return torch.cat(images)
+
+
+def _draw(draw: Draw, first: int, count: int, callback: Callback | None) -> Tensor:
+    """Draw images, on the CPU: in halves where the memory of the device is too small. They are the same ones."""
+    try:
+        return draw.batch(first, count, callback).cpu().contiguous()
+    except torch.OutOfMemoryError as error:
+        if count == 1:
+            raise OutOfMemoryError(f"the memory of the device is too small for one image: {error}") from error
+    # outside of the except clause, whose exception holds the tensors of the attempt
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = count // 2
+    return torch.cat([_draw(draw, first, half, callback), _draw(draw, first + half, count - half, callback)])
 
 
 def _reporting(bar: tqdm, callback: Callback | None) -> Callback:

@@ -7,7 +7,7 @@ here varies one of them and shares all other noise between the images of a row.
 import torch
 from torch import Tensor
 
-from ..data import Dataset
+from ..data import Dataset, ImageSource
 from ..diffusion import Sampler, as_sampler
 from ..kernels import InvalidValueError, Noise, Stream
 from ..models import Latents, Model, Request, check_model, evaluating
@@ -151,7 +151,9 @@ def noises(model: Model, seed: int, indices: tuple[int, ...]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def class_direction(model: Model, images: Tensor, labels: Tensor, source: int, target: int) -> tuple[Tensor, Tensor]:
+def class_direction(
+    model: Model, images: Tensor | ImageSource, labels: Tensor, source: int, target: int
+) -> tuple[Tensor, Tensor]:
     """Return the mean latent z_1 of a class, and the difference of another class's mean to it, [latent] each.
 
     Args:

@@ -1,7 +1,9 @@
 """Training: configuration, state, the loop as a generator, and runs on disk."""
 
 from .config import TrainConfig
-from .loop import Report, TrainingError, train
+from .errors import RunError, TrainingError
+from .loop import train
 from .state import TrainState
+from .step import Report
 
-__all__ = ["Report", "TrainConfig", "TrainState", "TrainingError", "train"]
+__all__ = ["Report", "RunError", "TrainConfig", "TrainState", "TrainingError", "train"]

@@ -2,10 +2,12 @@
 
 import math
 
+from ..data.options import ImageOptions
 from ..diffusion import LOSSES
 from ..io.configuration import at_least, between, configuration, field, more_than, one_of
 
 DECAYS = ("cosine", "constant")
+PRECISIONS = ("fp32", "bf16")
 
 
 @configuration
@@ -13,18 +15,24 @@ class TrainConfig:
     """How a model is trained.
 
     Args:
-        data: name of the data set.
+        data: name or path of the data set.
+        images: how the images of the data set become those of the model: size, crop, colour, classes.
         max_steps: number of optimiser steps.
-        batch_size: images per step.
+        batch_size: images per step, over all processes.
+        accumulate: number of parts that each process computes its share of a batch in, one after the other. The result
+            is that of the whole batch up to rounding.
+        precision: of the networks: ``"fp32"``; or ``"bf16"``, where they compute in bfloat16 (autocast), and the
+            weights, the noise schedule and the loss stay in float32.
+        compile: compile the model with `torch.compile`.
         loss: the training loss: the bound (``"elbo"``), or a weighted diffusion loss (`fastdiff.diffusion.LOSSES`).
         T: number of steps of the bound that is minimised; None for the model's own.
         stratified: spread the times of a batch evenly; otherwise draw them independently.
         learning_rate: peak learning rate of AdamW.
-        schedule_learning_rate: the same for the parameters of the noise schedule.
+        schedule_learning_rate: peak learning rate of the parameters of the noise schedule.
         warm_up: steps of linear warm-up.
-        decay: of the learning rate after the warm-up: ``"cosine"`` to zero at ``max_steps``, or ``"constant"``.
-        weight_decay: of weight matrices and kernels; biases, norms and the schedule have none.
-        beta_1, beta_2: of AdamW.
+        decay: learning rate after the warm-up: ``"cosine"`` to zero at ``max_steps``, or ``"constant"``.
+        weight_decay: decay of weight matrices and kernels; biases, norms and the schedule have none.
+        beta_1, beta_2: decay rates of AdamW's averages of the gradient and of its square.
         clip_norm: upper bound of the gradient norm, or None. The interior of a learned schedule, which follows another
             loss, is clipped by its own norm.
         ema: decay of the averaged weights; it warms up as (1 + k) / (10 + k).
@@ -32,13 +40,17 @@ class TrainConfig:
             labelled as augmented; needs a model with ``augmented=True``.
         flip: probability that a training image is mirrored left to right; it keeps its label.
         label_dropout: probability that a label is replaced by the null label.
-        seed: of everything that is drawn.
+        seed: seed of everything that is drawn, the initial weights included.
         first_stage: where the VAE of a DiffuseVAE comes from; None for other models.
     """
 
     data: str
+    images: ImageOptions = field(factory=ImageOptions)
     max_steps: int = field(at_least(1))
     batch_size: int = field(at_least(1), default=64)
+    accumulate: int = field(at_least(1), default=1)
+    precision: str = field(one_of(*PRECISIONS), default="fp32")
+    compile: bool = False
     loss: str = field(one_of(*LOSSES), default="elbo")
     T: int | None = field(at_least(1), default=None)
     stratified: bool = True

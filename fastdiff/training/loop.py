@@ -1,103 +1,81 @@
 """The training loop as a generator: one optimiser step per item, each a pure function of (seed, step).
 
-The data order, the times, the noise and the seed of dropout derive from the seed and the step alone. On a CPU, with the
+The data order, the times, the noise and the dropout masks derive from the seed and the step alone. On a CPU, with the
 same data and number of threads, a run that is resumed from a checkpoint reaches the same weights, bit for bit, as one
 that was never interrupted. (On a GPU the order of some sums in PyTorch's own backward passes is not fixed.)
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator
 
 import torch
-from torch import Tensor, nn
 
 from ..data import Dataset
-from ..diffusion import Objective, Vlb
+from ..io import processes
 from ..io.configuration import ConfigError
-from ..kernels import FastdiffError, Noise, Stream
-from .batches import augmented_batch, batch_indices, check_fit
+from ..kernels import InvalidTypeError
+from .batches import step_batches
+from .feed import feed
 from .state import TrainState
+from .step import Report, Stepper
 
-MAX_SKIPPED = 10
-
-
-class TrainingError(FastdiffError, RuntimeError):
-    """Training that has diverged."""
+READ_EVERY = 10  # steps between two looks at the device
 
 
-@dataclass(frozen=True)
-class Report:
-    """The result of one step. Tensors stay on the device until they are read.
-
-    step: number of steps done. loss: the training loss, mean over the batch, in nats per image if it is the bound. bpd:
-    the terms of the bound, means over the batch, in bits per dimension. gradient_norm: of the loss in bits/dim, before
-    clipping. learning_rate_factor: factor of the learning rates. skipped: whether the step was skipped because its
-    gradient was not finite.
-    """
-
-    step: int
-    loss: Tensor
-    bpd: Vlb
-    gradient_norm: Tensor
-    learning_rate_factor: float
-    skipped: bool
-
-
-def train(state: TrainState, data: Dataset) -> Iterator[Report]:
+def train(state: TrainState, data: Dataset, workers: int | None = None) -> Generator[Report, None, None]:
     """Train from ``state.step`` to ``state.config.max_steps``; yield a `Report` after every step.
 
+    Under several processes (`fastdiff.io.processes.joined`) every process calls this with the same state and data; each
+    trains on its part of every batch.
+
+    Args:
+        state: what is trained.
+        data: the data set.
+        workers: processes that read images ahead, see `fastdiff.training.feed`.
+
     Raises:
-        DataError: data that do not fit the model.
-        ConfigError: a configuration that does not fit the model, or a DiffuseVAE without a first stage.
-        TrainingError: `MAX_SKIPPED` steps in a row had a gradient that is not finite.
+        InvalidTypeError: a state that is none.
+        DataError: data that do not fit the model, or an image that cannot be read.
+        ConfigError: a configuration that does not fit the model or the number of processes, or a DiffuseVAE without a
+            first stage.
+        TrainingError: the run has diverged (`fastdiff.training.divergence`), which is looked at every tenth step.
     """
+    if not isinstance(state, TrainState):
+        raise InvalidTypeError(f"train: state must be a TrainState, got a {type(state).__name__}")
     model, config = state.model, state.config
-    check_fit(model, data)
     model.check_trainable()
     if config.shift and not model.config.augmented:
         raise ConfigError(f"shift must be 0 for a model without augmented=True, got {config.shift}")
-    images = data.train_images.to(model.device)
-    labels = data.train_labels.to(model.device) if data.train_labels is not None and model.num_classes else None
-    skipped = 0
-    while state.step < config.max_steps:
-        noise = Noise(config.seed, state.step)
-        index = batch_indices(config.seed, state.step, config.batch_size, len(images)).to(model.device)
-        batch_labels = None if labels is None else labels[index]
-        x, y = augmented_batch(model, images[index], batch_labels, config, noise)
-        torch.manual_seed(noise.at(stream=Stream.DROPOUT).integer())
-        model.train()
-        objective: Objective = model(x, noise.to(model.device), y, config.loss, config.T, config.stratified)
-        loss = objective.loss.mean()
-        factor = _set_learning_rates(state)
-        (loss / (model.dims * math.log(2.0))).backward()
-        norm = _clip(state)
-        finite = bool(torch.isfinite(norm))
-        if finite:
-            state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        state.ema.update_parameters(model)
-        state.step += 1
-        skipped = 0 if finite else skipped + 1
-        if skipped >= MAX_SKIPPED:
-            raise TrainingError(f"the gradient was not finite in {skipped} steps in a row, up to step {state.step}")
-        bpd = objective.vlb.bpd(model.dims)
-        terms = Vlb(bpd.recon.mean(), bpd.prior.mean(), bpd.diffusion.mean())
-        yield Report(state.step, loss.detach(), terms, norm, factor, not finite)
+    stepper = Stepper(state)
+    batches = step_batches(model, data, config, stepper.part)
+    watched = _Watched(model.device)
+    for x, labels in feed(batches, range(state.step, config.max_steps), model.device, workers):
+        report = stepper(x, labels)
+        watched.add(report)
+        if report.step % READ_EVERY == 0 or report.step == config.max_steps:
+            loss, skipped = watched.read()
+            state.monitor.add(report.step, loss, float(report.weight_norm), skipped)
+        yield report
 
 
-def _clip(state: TrainState) -> Tensor:
-    """Clip the gradients; return their norm before, without the schedule's interior unless that is not finite."""
-    bound = math.inf if state.config.clip_norm is None else state.config.clip_norm
-    norm = nn.utils.clip_grad_norm_(state.others, bound)
-    if state.interior:
-        interior = nn.utils.clip_grad_norm_(state.interior, bound)
-        norm = torch.where(torch.isfinite(interior), norm, interior)
-    return norm
+class _Watched:
+    """What is read every tenth step: the mean loss of the steps that were not skipped, and how many were in a row."""
 
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), device=device)
+        self.taken = torch.zeros((), device=device)
+        self.in_a_row = torch.zeros((), device=device)
 
-def _set_learning_rates(state: TrainState) -> float:
-    factor = state.config.learning_rate_factor(state.step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
-    return factor
+    def add(self, report: Report) -> None:
+        skipped = report.skipped.float()
+        self.loss += torch.where(report.skipped, 0.0, report.loss.float())
+        self.taken += 1.0 - skipped
+        self.in_a_row = (self.in_a_row + 1.0) * skipped
+
+    def read(self) -> tuple[float, int]:
+        """Return the mean loss over all processes since the last call, nan if all steps were skipped, and the number
+        of skipped steps in a row."""
+        here = torch.stack([self.loss, self.taken]).double().cpu()
+        loss, taken = processes.total(here).tolist()
+        self.loss, self.taken = torch.zeros_like(self.loss), torch.zeros_like(self.taken)
+        return loss / taken if taken else math.nan, int(self.in_a_row)

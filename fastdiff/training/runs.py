@@ -1,54 +1,38 @@
-"""A training run on disk: its folder, metrics, checkpoints, and stopping without losing anything.
+"""Runs on disk: start, resume, train to the end or to a signal, and leave a model and samples.
 
-RUN/metrics.jsonl      one JSON object per line: training steps and evaluations
-RUN/step-00001000/     the last checkpoint; the previous one is removed once this one is complete
-RUN/model/             at the end: the averaged weights alone, with the configuration and the result of the run
-RUN/samples.png        at the end: samples from them
+A run's folder holds ``metrics.jsonl``, the checkpoints ``step-00001000/`` …, ``best/`` (the model with the lowest bound
+so far), ``samples/`` (pictures during training) and at the end ``model/`` and ``samples.png``. Under several processes
+all of them train and evaluate, and the first one alone writes.
 """
 
-import shutil
+import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 
+import attrs
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ..checkpoints import checkpoint_path, last_checkpoint
-from ..checkpoints.load import PREFIX
+from ..checkpoints import last_checkpoint
 from ..data import Dataset
-from ..evaluation import Evaluation, evaluate, evaluate_latents
-from ..io import folders
+from ..io import processes
 from ..io.configuration import differences, to_dict
-from ..io.pictures import image_grid, to_uint8
-from ..kernels import FastdiffError, Noise
-from ..models import ImageConfig, Model, Request
-from ..sampling import draw_images
+from ..io.random_state import seeded
+from ..kernels import InvalidTypeError
+from ..models import ImageConfig, Model, check_model
+from . import run_folder
 from .batches import check_fit
 from .config import TrainConfig
-from .loop import TrainingError, train
-from .metrics import MetricsLog, truncate_metrics
-from .state import TrainState, load_training, save_training
+from .errors import RunError
+from .keeping import RunKeeper, RunOptions, RunResult
+from .lock import LOCK, locked
+from .metrics import METRICS
+from .signals import Abandoned, signals
+from .state import TrainState, load_training
+from .step import check_division
 
-LOG_EVERY = 50
-NUM_SAMPLES = 64  # in samples.png
-
-
-class RunError(FastdiffError, RuntimeError):
-    """The folder of a run that cannot be started or resumed."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """The end of a run: the steps done, the signal that stopped it (None at its end), and its last evaluation."""
-
-    step: int
-    stopped_by: int | None
-    evaluation: Evaluation | None
+KEPT = ("batch_size", "seed", "first_stage", "data")  # what a resumed run cannot change
 
 
 def start(
@@ -58,27 +42,60 @@ def start(
 
     Args:
         out: the folder of the run.
-        build: builds the model, after torch was seeded with the run's seed.
+        build: builds the model. It is called with torch's generators seeded by the run's seed, which are restored
+            afterwards.
         config, data: how and on what to train; the data must fit the model.
         device: where to train.
 
     Raises:
-        RunError: the folder holds a run already, or cannot be written.
+        InvalidTypeError, InvalidValueError: an argument of the wrong type, or a device that does not exist.
+        RunError: the folder holds a run already, is used by another training, or cannot be written.
         DataError: data that do not fit the model.
     """
+    out, device = _folder(out), processes.check_device(device)
+    if not isinstance(config, TrainConfig) or not callable(build):
+        raise InvalidTypeError(f"start: build must be a function and config a TrainConfig, got {build!r}, {config!r}")
+    processes.on_first(lambda: _check_new(out))
+    with seeded(config.seed, device):
+        model = check_model("start", build()).to(device)
+    check_fit(model, data)
+    state = TrainState(model, config)
+    check_division(state)
+    state.data = _description(data)
+    processes.on_first(lambda: _make(out))
+    return state
+
+
+def _folder(out: object) -> Path:
+    if not isinstance(out, (str, os.PathLike)):
+        raise InvalidTypeError(f"out must be the path of a folder, got {out!r}")
+    return Path(out)
+
+
+def _check_new(out: Path) -> None:
     if last_checkpoint(out) is not None:
         raise RunError(f"out must be a new or empty folder, but {out} holds a run already (--resume continues it)")
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "metrics.jsonl").exists())):
+    try:
+        others = out.is_dir() and any(path.name != LOCK for path in out.iterdir())
+        used = out.exists() and (not out.is_dir() or (others and not (out / METRICS).exists()))
+    except OSError as error:  # such as a name that is too long
+        raise RunError(f"{out} cannot be written: {error}") from error
+    if used:
         raise RunError(f"out must be a new or empty folder, but {out} holds something else")
-    torch.manual_seed(config.seed)
-    model = build().to(device)
-    check_fit(model, data)
+
+
+def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "metrics.jsonl").write_text("")  # a run that ended before its first checkpoint has nothing to keep
-    except OSError as error:
+        with locked(out):
+            run_folder.sweep(out)
+            (out / METRICS).write_text("")  # a run that ended before its first checkpoint has nothing to keep
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise RunError(f"{out} cannot be written: {error}") from error
-    return TrainState(model, config)
+
+
+def _description(data: Dataset) -> dict[str, str | int]:
+    return {"name": data.name, "identity": data.identity, "images": len(data.train_images)}
 
 
 def resume(
@@ -93,114 +110,102 @@ def resume(
 
     Args:
         out: the folder of the run.
-        settings: fields of `TrainConfig` that the caller asks for; they must be those of the run.
+        settings: fields of `TrainConfig` that the caller asks for. Those that differ from the run's change it from here
+            on, and the change is recorded in state.json; but the order of the data and the noise stay (`KEPT`).
+            ``images`` may be a dictionary of some of its fields, of which ``skip_damaged`` may change.
         device: where to train.
         model_config: the configuration that the run's model must have, or None for any.
         network, schedule: parts of the user's own that the run was started with, see `fastdiff.load`.
 
     Raises:
-        RunError: no checkpoint, another model, or a setting that differs.
+        RunError: no checkpoint, another model, a setting that cannot change, or fewer steps than are done.
         CheckpointError: a checkpoint that cannot be read.
+        ConfigError: a setting that is not allowed.
     """
-    path = last_checkpoint(out)
-    if path is None:
-        raise RunError(f"out must be the folder of a run with a checkpoint, but {out} holds none")
-    folders.sweep(out)
+    out, device = _folder(out), processes.check_device(device)
+    path = _checkpoint_to_resume(out)
     state = load_training(path, device, network, schedule)
     if model_config is not None and type(state.model.config) is not type(model_config):
         raise RunError(f"{out} holds a run of another model, a {state.model.kind} model")
     if model_config is not None and state.model.config != model_config:
         raise RunError(f"{out} holds a run of another model: {differences(state.model.config, model_config)}")
-    recorded = to_dict(state.config)
-    differing = [f"{name} {recorded[name]}, not {value}" for name, value in settings.items() if recorded[name] != value]
-    if differing:
-        raise RunError(f"{out} was started with {'; '.join(differing)}; a resumed run keeps its settings")
-    truncate_metrics(out / "metrics.jsonl", state.step, finished=state.step == state.config.max_steps)
+    settings = dict(settings)
+    if isinstance(settings.get("images"), Mapping):
+        settings["images"] = attrs.evolve(state.config.images, **settings["images"])  # pyright: ignore
+    recorded, asked = to_dict(state.config), to_dict(attrs.evolve(state.config, **settings))
+    changes = {name: [old, asked[name]] for name, old in recorded.items() if asked[name] != old}
+    fixed = [f"{name} {recorded[name]}, not {asked[name]}" for name in KEPT if name in changes]
+    if changes.get("images"):
+        old, new = (before | {"skip_damaged": None} for before in changes["images"])
+        fixed += [f"images {recorded['images']}, not {asked['images']}"] if old != new else []
+    if fixed:
+        raise RunError(f"{out} was started with {'; '.join(fixed)}, which a resumed run keeps")
+    if int(asked["max_steps"]) < state.step:
+        raise RunError(f"max_steps must be >= {state.step}, the steps that {out} has done, got {asked['max_steps']}")
+    if changes:
+        state = load_training(path, device, network, schedule, settings)
+        state.changes.append({"step": state.step, **changes})
     return state
 
 
-def run(
-    out: Path,
-    state: TrainState,
-    data: Dataset,
-    save_every: int = 500,
-    evaluations: int = 8,
-    progress: bool = True,
-) -> RunResult:
-    """Train to the end, or until SIGINT or SIGTERM, writing metrics and checkpoints into the folder of the run.
+def _checkpoint_to_resume(out: Path) -> Path:
+    def choose() -> str:
+        if last_checkpoint(out) is None:
+            raise RunError(f"out must be the folder of a run with a checkpoint, but {out} holds none")
+        with locked(out):
+            run_folder.sweep(out)
+            return str(run_folder.newest_loadable(out))
 
-    The first signal ends the run after the current step, with a checkpoint; a second one ends it at once. The bound on
-    the held-out images is evaluated ``evaluations`` times during training (2 draws) and at the end (64 draws).
+    return Path(processes.share(processes.on_first(choose)) or "")
+
+
+def run(out: Path, state: TrainState, data: Dataset, options: RunOptions | None = None) -> RunResult:
+    """Train to the end, or until SIGINT, SIGTERM or SIGHUP, writing metrics and checkpoints into the folder of the run.
+
+    The first signal ends the run after the step in hand, with a checkpoint; an evaluation is abandoned. A second one
+    ends it at once. The bound on the held-out images is evaluated during training (2 draws) and at the end (64 draws),
+    each time after a checkpoint was written.
+
+    Raises:
+        RunError: the folder is used by another training, or the data set is not the one that the run was started with.
+        DataError: data that do not fit the model, or an image that cannot be read.
+        TrainingError: the run has diverged. Its last good checkpoint is left as it is, and the message names it.
+        CheckpointError: the last checkpoint cannot be written.
+        ProcessError: another process of the run has ended.
     """
-    config = state.config
-    evaluate_every = max(1, config.max_steps // max(1, evaluations))
-    log = MetricsLog(out / "metrics.jsonl")
-    evaluation, title = None, f"training {data.name}"
-    bar = tqdm(total=config.max_steps, initial=state.step, unit="step", desc=title, disable=not progress)
-    with _signals() as caught, bar:
+    check_fit(state.model, data)
+    options = options or RunOptions()
+    _check_same_data(out, state, data, options.allow_changed_data)
+    with RunKeeper(Path(out), state, data, options) as keeper, signals() as stop:
         try:
-            for report in train(state, data):
-                bar.update()
-                log.add(report, config.batch_size)
-                last = report.step == config.max_steps
-                if report.step % LOG_EVERY == 0 or last or caught:
-                    bar.set_postfix(log.flush(report))
-                if report.step % evaluate_every == 0 and not last:
-                    evaluation = _evaluate(state, data, log, draws=2)
-                if report.step % save_every == 0 or last or caught:
-                    _commit(out, state)
-                if caught:
-                    return RunResult(state.step, caught[0], evaluation)
-        except TrainingError:
-            _commit(out, state)  # the weights before the skipped steps
-            raise
-    return RunResult(state.step, None, _finish(out, state, data, log, progress))
+            keeper.train(stop)
+            if not keeper.stopping:
+                keeper.finish(stop)
+        except Abandoned:
+            pass
+        except processes.PeerError as error:
+            if error.kind != Abandoned.__name__:
+                raise
+            stop.set(signal.SIGTERM)  # another process has met a signal
+        return keeper.result(stop.number)
 
 
-def _evaluate(state: TrainState, data: Dataset, log: MetricsLog, draws: int, progress: bool = False) -> Evaluation:
-    evaluation = evaluate(state.averaged, data.test_images, draws=draws, progress=progress)
-    layers = evaluate_latents(state.averaged, data.test_images)
-    log.write({"event": "evaluate", "step": state.step, "draws": draws, **evaluation.row(), **layers})
-    return evaluation
+def _check_same_data(out: Path, state: TrainState, data: Dataset, allow_changes: bool) -> None:
+    """Check that the data are those that the run was started on; with ``allow_changes`` record that they are not."""
+    known, found = state.data, _description(data)
+    if not known.get("identity"):
+        state.data = found
+    elif not data.identity and known["images"] == found["images"]:
+        pass  # nobody knows; the record stays
+    elif (known["identity"], known["images"]) != (found["identity"], found["images"]):
+        if not allow_changes:
+            raise RunError(
+                f"{out} was started on {known['images']} images of {known['name']} which have changed since: the "
+                f"files' paths, sizes or times differ, or how they are read; {data.name} has {found['images']} images "
+                "now. --allow-changed-data (RunOptions) goes on with these"
+            )
+        state.changes.append({"step": state.step, "data_set": [known, found]})
+        state.data = found
 
 
-def _commit(out: Path, state: TrainState) -> None:
-    """Write the checkpoint of this step, then remove the older ones."""
-    newest = save_training(checkpoint_path(out, state.step), state)
-    for path in out.glob(f"{PREFIX}*"):
-        if path != newest:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _finish(out: Path, state: TrainState, data: Dataset, log: MetricsLog, progress: bool) -> Evaluation:
-    evaluation, model = _evaluate(state, data, log, draws=64, progress=progress), state.averaged
-    model.save(out / "model", record={"train": to_dict(state.config), "evaluation": evaluation.row()})
-    images = data.test_images[:NUM_SAMPLES]
-    cond = model.example_cond(images.to(model.device), Noise(state.config.seed))
-    request = Request(NUM_SAMPLES if cond is None else len(images), cond=cond)
-    samples = draw_images(model, request, progress=progress)
-    image_grid(to_uint8(samples, model.levels)).save(out / "samples.png")
-    return evaluation
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of ending the process; after the first, the former handlers are restored."""
-    caught: list[int] = []
-    handled = (signal.SIGINT, signal.SIGTERM)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        for each in handled:
-            signal.signal(each, previous[each])
-
-    try:
-        previous = {each: signal.signal(each, note) for each in handled}
-    except ValueError:  # not the main thread, which alone may set handlers
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for each in handled:
-            signal.signal(each, previous[each])
+__all__ = ["RunError", "RunOptions", "RunResult", "resume", "run", "start"]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .backend import backend, use_backend
     from .decoder_nll import decoder_nll, to_unit_range
     from .diffuse import diffuse
+    from .dropout import dropout
     from .eps_loss import eps_loss
     from .errors import BackendError, FastdiffError, InvalidTypeError, InvalidValueError, UnsupportedTransformError
     from .fourier import fourier_features
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackendError", "FastdiffError", "InvalidTypeError", "InvalidValueError", "Noise", "Stream",
-    "UnsupportedTransformError", "backend", "decoder_nll", "diffuse", "eps_loss", "fourier_features",
-    "gaussian_log_ratio", "group_norm_silu", "reparameterize", "sampler_step", "to_unit_range", "use_backend",
+    "UnsupportedTransformError", "backend", "decoder_nll", "diffuse", "dropout", "eps_loss",
+    "fourier_features", "gaussian_log_ratio", "group_norm_silu", "reparameterize", "sampler_step", "to_unit_range",
+    "use_backend",
 ]  # fmt: skip
 
 _MODULES = {

@@ -68,10 +68,7 @@ def decoder_nll(x: Tensor, mean: Tensor, logvar: Tensor, levels: int = 256) -> T
         check_like("decoder_nll", "logvar", logvar, mean, "mean")
     else:
         check_vector("decoder_nll", "logvar", logvar, mean.shape[0], mean, "mean")
-    levels = whole_number("decoder_nll", "levels", levels)
-    if not 2 <= levels <= 256:
-        raise InvalidValueError(f"decoder_nll: levels must be in 2 .. 256, got {levels}")
-    _check_levels("decoder_nll", x, levels)
+    levels = _check_levels("decoder_nll", x, levels)
     return _nll_op(x, mean, logvar, levels)
 
 
@@ -79,18 +76,25 @@ def to_unit_range(x: Tensor, levels: int) -> Tensor:
     """Map integer levels x in [0, levels) to their bin centres (2x + 1) / levels - 1 in (-1, 1), float32.
 
     Raises:
-        InvalidValueError: x is an integer tensor on a CPU with a value outside [0, levels).
+        InvalidTypeError: x is no tensor of real numbers, or levels no integer.
+        InvalidValueError: levels outside 2 .. 256, or x an integer tensor on a CPU with a value outside [0, levels).
     """
-    _check_levels("to_unit_range", x, levels)
+    if not isinstance(x, Tensor) or x.is_complex() or x.dtype == torch.bool:
+        raise InvalidTypeError(f"to_unit_range: x must be a tensor of integers or floats, got {described(x)}")
+    levels = _check_levels("to_unit_range", x, levels)
     return (2.0 * x.float() + 1.0) / levels - 1.0
 
 
-def _check_levels(where: str, x: Tensor, levels: int) -> None:
-    """Check the values of x where that costs next to nothing."""
+def _check_levels(where: str, x: Tensor, levels: object) -> int:
+    """Return the number of levels, checked; check the values of x where that costs next to nothing."""
+    levels = whole_number(where, "levels", levels)
+    if not 2 <= levels <= 256:
+        raise InvalidValueError(f"{where}: levels must be in 2 .. 256, got {levels}")
     if not x.is_floating_point() and x.numel() and values_visible(x):
         low, high = (int(value) for value in x.aminmax())
         if low < 0 or high >= levels:
             raise InvalidValueError(f"{where}: x must have values in [0, {levels}), got {low} to {high}")
+    return levels
 
 
 def _chunks(x: Tensor, mean: Tensor, logvar: Tensor, levels: int) -> Iterator[tuple]:

@@ -47,7 +47,7 @@ class Stream:
     VAE = 6  # latents of an autoencoder
     ORDER = 7  # order of the training data
     LABELS = 8  # which labels are dropped in training
-    DROPOUT = 9  # seed of torch's generator, which draws dropout masks
+    DROPOUT = 9  # which elements are dropped, with 256 k for the k-th dropout layer of a network
     AUGMENTATION = 10  # random shifts of training images
     DECODER = 11  # x from p(x | z_0)
     PROBE = 12  # directions of Hutchinson's estimate of a divergence

@@ -2,16 +2,20 @@
 
 import json
 import os
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load, save
 from tiny import images, small, small_ddpm, small_diffusevae, small_restoration, small_vae
 
 import fastdiff
-from fastdiff.checkpoints import checkpoint_path, embedded_names, last_checkpoint
-from fastdiff.io.folders import MANIFEST, CheckpointError
+from fastdiff.checkpoints import checkpoint_path, checkpoints, embedded_names, last_checkpoint
+from fastdiff.io.folders import MANIFEST, CheckpointError, write_folder
 from fastdiff.kernels import Noise
 from fastdiff.models import AddNoise
 
@@ -96,15 +100,62 @@ def test_names_and_folders(tmp_path, monkeypatch):
     for name in ("mine", "runs/mine", tmp_path / "runs" / "mine"):
         assert torch.equal(weight(fastdiff.load(name)), weight(last))
     assert embedded_names() == ["digits"]
-    for name in ("digit", tmp_path / "runs", "runs/other"):
+    for name in ("digit", tmp_path / "runs", "runs/other", "x" * 300, "a\0b", ""):
         with pytest.raises(CheckpointError):
             fastdiff.load(name)
 
 
-def test_an_interrupted_replacement_is_finished(saved):
+def test_an_interrupted_replacement_is_read_and_then_finished(saved):
     os.rename(saved, saved.with_name(".old-model"))
-    assert fastdiff.load(saved).num_classes == 2
+    model = fastdiff.load(saved)
+    assert model.num_classes == 2
+    assert os.listdir(saved.parent) == [".old-model"]  # a reader changes nothing
+    model.save(saved)
     assert os.listdir(saved.parent) == ["model"]
+
+
+TRAINER = """
+import sys, time
+sys.path[:0] = sys.argv[2:]
+from pathlib import Path
+from tiny import small
+from fastdiff.checkpoints import checkpoint_path
+from fastdiff.training.run_folder import commit
+
+model, out, step, limit = small(), Path(sys.argv[1]), 0, float("inf")
+while time.monotonic() < limit:
+    step += 1
+    commit(out, step, model.save, model.save)
+    print(step, flush=True)
+    limit = min(limit, time.monotonic() + 1.5)  # from the first one on
+"""
+
+
+def test_a_loader_beside_a_trainer(tmp_path):
+    """A checkpoint a step, and only the newest is kept: every load finds one that is whole."""
+    out, loads = tmp_path / "run", 0
+    command = [sys.executable, "-c", TRAINER, str(out), str(Path(tiny.__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1\n"
+        while process.poll() is None:
+            assert fastdiff.load(out).kind == "vdm"
+            loads += 1
+        steps = int(process.stdout.read().split()[-1])
+    assert process.returncode == 0
+    assert [path.name for path in checkpoints(out)] == [f"step-{steps:08d}"]
+    assert loads > 1
+    assert steps > 5
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    """Also beyond the eight digits that their names have room for; other names are none."""
+    for step in (99_999_999, 100_000_000, 5):
+        write_folder(checkpoint_path(tmp_path, step), {"n.json": {}})
+    for name in ("step-x", "step-00000006", "step-7-copy"):
+        (tmp_path / name).mkdir()
+    assert [int(path.name.removeprefix("step-")) for path in checkpoints(tmp_path)] == [5, 99_999_999, 100_000_000]
+    assert last_checkpoint(tmp_path / "nowhere") is None
 
 
 # ------------------------------------------------------------------------------------------------ faults
@@ -116,6 +167,10 @@ def remove_file(path, name):
     manifest = json.loads((path / MANIFEST).read_text())
     del manifest["files"][name]
     (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+def widths(value: int):
+    return lambda p: edit_config(p, lambda c: c["config"]["network"].update(widths=[value, value]))
 
 
 BIAS = "network.conv_in.bias"
@@ -139,6 +194,13 @@ FAULTS = {
     "levels must": lambda p: edit_config(p, lambda c: c["config"].update(levels=1)),
     "config.shape must": lambda p: edit_config(p, lambda c: c["config"].update(shape=[1, 8])),
     "gamma_0 must be < gamma_1": lambda p: edit_config(p, lambda c: c["config"].update(gamma_1=-20.0)),
+    "lacks the keys gamma_1": lambda p: edit_config(p, lambda c: c["config"].pop("gamma_1")),
+    "network lacks the keys heads": lambda p: edit_config(p, lambda c: c["config"]["network"].pop("heads")),
+    "config.json describes a model that": widths(10**9),
+    "config.json describes a model that cannot": widths(10**30),
+    "too large for its file": widths(4096),
+    "too large for its file: ": lambda p: edit_config(p, lambda c: c["config"]["network"].update(blocks=10**9)),
+    "config.json cannot be read": lambda p: rewrite(p, "config.json", b'{"config":' * 100_000 + b"1" + b"}" * 100_000),
     "multiple": lambda p: edit_config(p, lambda c: c["config"].update(shape=[1, 8, 9])),
     f"missing tensor {BIAS}": lambda p: edit_tensors(p, lambda t: t.pop(BIAS)),
     "unknown tensor more": lambda p: edit_tensors(p, lambda t: t.update(more=torch.ones(1))),

@@ -43,7 +43,7 @@ def few_digits(tmp_path) -> str:
 def tiny_presets(monkeypatch) -> None:
     """Small models under the names of three presets, and few steps for the samples at the end of a run."""
     monkeypatch.setattr("fastdiff.models.diffusion.DEFAULT_STEPS", 3)
-    monkeypatch.setattr("fastdiff.training.runs.NUM_SAMPLES", 4)
+    monkeypatch.setattr("fastdiff.training.keeping.NUM_SAMPLES", 4)
     training = TrainConfig(data="digits", max_steps=9, batch_size=8, warm_up=0)
     vdm, vae = attrs.evolve(small().config, num_classes=10, augmented=True), small_vae(1).config
     monkeypatch.setitem(PRESETS, "digits", Preset(vdm, attrs.evolve(training, shift=0.5)))
@@ -130,9 +130,9 @@ def test_ctrl_c_leaves_a_checkpoint(tmp_path, run):
     assert process.returncode == 130
     (checkpoint,) = out.glob("step-*")
     assert f"stopped after step {int(checkpoint.name.removeprefix('step-'))}" in printed
-    assert f"fastdiff train vae-digits --out {out} --resume" in printed
+    assert f"continue with: {sys.executable} -m fastdiff train --out {out} --resume" in printed
     assert run("sample", str(out), "--n", "1", "--out", "one.png")[0] == 0
-    assert run("train", "vae-digits", "--out", str(out), "--resume", "--max-steps", "300")[0] == 2
+    assert run("train", "vae-digits", "--out", str(out), "--resume", "--batch-size", "3")[0] == 2
 
 
 def test_sample_passes_every_option_on(run):

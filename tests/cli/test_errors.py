@@ -35,7 +35,7 @@ WRONG = {
     "sample VAE --latents-temperature 0": "temperature",
     "sample VAE --mixture nothing": "nothing",
     "train cifar": "cifar",
-    "train digits --max-steps 0 --out x": "max_steps",
+    "train digits --max-steps 0 --out x": "--max-steps",
     "train digits --seed -1 --out x": "seed",
     "train digits --save-every 0 --out x": "--save-every",
     "train digits --resume --out x": "x",

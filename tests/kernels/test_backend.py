@@ -63,7 +63,7 @@ from fastdiff_kernels import *
 x, row = torch.randn(2, 3, 4, 4, requires_grad=True), torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
 def everything(x):
     z = diffuse(x, torch.zeros(2), Noise(0))
-    z, _ = sampler_step(fourier_features(z)[:, :3], z, row, Noise(1))
+    z, _ = sampler_step(fourier_features(dropout(z, 0.5, Noise(0)))[:, :3], z, row, Noise(1))
     z = group_norm_silu(z, 3, torch.ones(3), torch.zeros(3))
     z, kl = reparameterize(z, z, Noise(2))
     nll = decoder_nll(torch.zeros(z.shape, dtype=torch.uint8), z, torch.zeros(2))

@@ -147,6 +147,7 @@ FAR_SHAPE = (1, 2, 21, 53)  # a sample of 3 blocks; the last is not full
 MORE_FAR_SHAPES = {
     "group_norm_silu in tiles": [(1, 2226)],  # one pixel: as many partial sums as elements
     **{f"{name}, channels last": [(1, 3, 25, 24)] for name in LAST if "drawn" in name},  # 3 blocks of pixels
+    "dropout, channels last": [(1, 48, 16, 16)],  # calls of Philox that give 16 pixels, several blocks of channels
 }
 
 
@@ -213,8 +214,21 @@ def distant_tiles(launch: Launch) -> list[Far]:
     return [*distant_samples(launch), Far((0, 0, 0), jumps, large)]
 
 
+def distant_groups(launch: Launch) -> list[Far]:
+    """For channels-last data the last groups of pixels and channels of the third sample of nearly 2³¹ elements."""
+    arguments = launch.arguments
+    if "pixels" not in arguments:
+        return distant_blocks(launch)
+    channels, group = arguments["channels"], arguments["GROUP"]
+    pixels = (2**31 - BLOCK - 1) // (16 * channels) * 16
+    chunks, blocks = -(-pixels // (group * arguments["BLOCK_P"])), -(-channels // arguments["BLOCK_C"])
+    jumps = (((chunks, 0, 0), 2), ((1, 0, 0), chunks - 1), *([((0, 1, 0), blocks - 1)] if blocks > 1 else []))
+    return [*distant_samples(launch), Far((0, 0, 0), jumps, {"pixels": pixels, "chunks": chunks})]
+
+
 # Modules whose programs are not blocks of samples of n elements with the arguments ``n`` and ``blocks``.
 FAR: dict[str, Callable[[Launch], list[Far]]] = {
+    "dropout": distant_groups,
     "fourier": distant_channels,
     "fourier_last": distant_pixels,
     "group_norm_kernels": distant_tiles,

@@ -11,6 +11,7 @@ from fastdiff_kernels import (
     Noise,
     decoder_nll,
     diffuse,
+    dropout,
     eps_loss,
     fourier_features,
     gaussian_log_ratio,
@@ -40,6 +41,7 @@ def last(x):
 SAME = {
     "diffuse": lambda a, b, c: diffuse(a, torch.linspace(-2.0, 2.0, len(a)), NOISE),
     "diffuse, noise given": lambda a, b, c: diffuse(a, torch.linspace(-2.0, 2.0, len(a)), b.detach()),
+    "dropout": lambda a, b, c: dropout(a, 0.3, NOISE, 1),
     "sampler_step": lambda a, b, c: sampler_step(a, b, PLAIN_ROW, NOISE, 0.8)[0],
     "sampler_step, guided": lambda a, b, c: sampler_step(a, b, ROW, NOISE, None, (c,), None, b)[0],
     "sampler_step, x_hat": lambda a, b, c: sampler_step(a, b, PLAIN_ROW, c.detach())[1],
@@ -151,8 +153,8 @@ def counted():
 
 
 KERNELS = (
-    "decoder_nll_kernels", "diffuse", "eps_loss", "fourier", "fourier_last", "gaussian_log_ratio", "reparameterize",
-    "sampler_step_kernels",
+    "decoder_nll_kernels", "diffuse", "dropout", "eps_loss", "fourier", "fourier_last", "gaussian_log_ratio",
+    "reparameterize", "sampler_step_kernels",
 )  # fmt: skip
 
 

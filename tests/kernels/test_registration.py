@@ -10,6 +10,7 @@ from fastdiff_kernels import (
     UnsupportedTransformError,
     decoder_nll,
     diffuse,
+    dropout,
     eps_loss,
     fourier_features,
     gaussian_log_ratio,
@@ -41,6 +42,7 @@ OP_SAMPLES = {
         (last(data(0, True)), torch.zeros(2), data(1)),
     ],
     "diffuse_gamma_gradient": [(data(0), data(1), torch.zeros(2), NOISE.key)],
+    "dropout": [(data(0, True), NOISE.key, 521, 77), (last(data(0)).half().requires_grad_(), NOISE.key, 9, 255)],
     "eps_squared_error": [(data(0, True), NOISE.key), (last(data(0, True)), data(1))],
     "eps_loss_gradient": [(torch.ones(2), data(0), NOISE.key), (torch.ones(2), last(data(0)), data(1))],
     "fourier_features": [(data(0, True), 3, 4, torch.float32), (last(data(0, True)), 3, 4, torch.bfloat16)],
@@ -169,7 +171,7 @@ def test_opcheck(name, mode):
 def every_operation(x, gamma, weight, row, other):
     """All operations in one graph."""
     z_t = diffuse(x, gamma, NOISE)
-    features = fourier_features(z_t, 3, 4)
+    features = fourier_features(dropout(z_t, 0.3, NOISE, 1), 3, 4)
     loss = eps_loss(features[:, :3], NOISE, weight)
     z_s, x_hat = sampler_step(z_t, features[:, 3:6], row, NOISE, 1.0, [other, x, z_t], other, features[:, 6:9])
     nll = decoder_nll(torch.zeros(x.shape, dtype=torch.uint8), z_s, gamma, levels=17)
@@ -255,6 +257,7 @@ DRAWING = {
     "normal": lambda x, noise: noise.normal(x.shape),
     "uniform": lambda x, noise: noise.uniform(x.shape, torch.bfloat16),
     "diffuse": lambda x, noise: diffuse(x, x[:, 0, 0, 0], noise),
+    "dropout": lambda x, noise: dropout(x, 0.5, noise),
     "eps_loss": lambda x, noise: eps_loss(x, noise, x[:, 0, 0, 0]),
     "sampler_step": lambda x, noise: sampler_step(x, x, NOISY_ROW, noise),
     "sampler_step, a table": lambda x, noise: sampler_step(
@@ -272,7 +275,7 @@ def per_key(function):
 
 def test_every_operation_with_a_noise_is_here():
     taking = {name for name, samples in OP_SAMPLES.items() if any(value is NOISE.key for value in samples[0])}
-    covered = {"draw", "diffuse", "eps_squared_error", "sampler_step", "reparameterize"}
+    covered = {"draw", "diffuse", "dropout", "eps_squared_error", "sampler_step", "reparameterize"}
     assert taking == covered | {"diffuse_gamma_gradient", "eps_loss_gradient", "reparameterize_gradient"}
 
 

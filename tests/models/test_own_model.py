@@ -53,7 +53,7 @@ class Toy(Model):
         nats = self.nats(x)
         return Vlb(nats, torch.zeros_like(nats), torch.zeros_like(nats))
 
-    def forward(self, x, noise, labels=None, loss="elbo", T=None, stratified=True):
+    def forward(self, x, noise, labels=None, loss="elbo", T=None, stratified=True, total=None):
         vlb = self.vlb(x, noise, T)
         return Objective(vlb.total, vlb.detach())
 

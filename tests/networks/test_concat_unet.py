@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastdiff.networks import ConcatUNet, ConcatUNetConfig, sums
+from fastdiff.networks import ConcatUNet, ConcatUNetConfig, Dropout, sums
 
 TINY = ConcatUNetConfig(
     width=8, multipliers=(1, 2, 1), blocks=2, attention=(8, 2), dropout=0.0, heads=2, max_groups=4, embedding_bias=True
@@ -188,7 +188,7 @@ def test_dropout_is_in_the_blocks_and_for_training_only():
     network = perturbed(attrs.evolve(TINY, dropout=0.5))
     assert not torch.equal(network(x, noise_level, labels), network(x, noise_level, labels))
     torch.testing.assert_close(network.eval()(x, noise_level, labels), perturbed(TINY)(x, noise_level, labels))
-    dropouts = [module.p for module in network.modules() if isinstance(module, nn.Dropout)]
+    dropouts = [module.p for module in network.modules() if isinstance(module, Dropout)]
     attentions = 1 + 5 * 2  # the middle's, and those of two resolutions with two blocks down and three up
     assert sorted(dropouts) == [0.0] * attentions + [0.5] * (2 + 5 * 3)
 

@@ -5,10 +5,9 @@ import math
 import attrs
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from fastdiff.networks import UNet, UNetConfig, sums
+from fastdiff.networks import Dropout, UNet, UNetConfig, sums
 
 TINY = UNetConfig(widths=(8, 12, 6), blocks=2, embedding=10, dropout=0.0, heads=2, max_groups=4)
 BARE = UNetConfig(widths=(8,), blocks=1, embedding=6, dropout=0.0, heads=1, max_groups=8, positions=False)
@@ -151,7 +150,7 @@ def test_dropout_acts_in_training_only():
     network = perturbed(attrs.evolve(TINY, dropout=0.5))
     assert not torch.equal(network(x, noise_level, labels), network(x, noise_level, labels))
     torch.testing.assert_close(network.eval()(x, noise_level, labels), perturbed(TINY)(x, noise_level, labels))
-    dropouts = [module.p for module in network.modules() if isinstance(module, nn.Dropout)]
+    dropouts = [module.p for module in network.modules() if isinstance(module, Dropout)]
     assert dropouts == [0.5] * (2 * 2 * 3 + 2 + 1)  # blocks down and up, in the middle, and after attention
 
 

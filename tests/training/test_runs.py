@@ -17,7 +17,7 @@ from tiny import DATA, SMALL, small, small_restoration, small_vae
 from fastdiff.checkpoints import CheckpointError, last_checkpoint, load
 from fastdiff.data import DataError, Dataset, digits
 from fastdiff.models import VDM, VDMConfig
-from fastdiff.training import TrainConfig, TrainingError, TrainState, runs, train
+from fastdiff.training import TrainConfig, TrainingError, TrainState, keeping, runs, train
 from fastdiff.training.metrics import MetricsLog, json_line, truncate_metrics
 from fastdiff.training.state import load_training, save_training
 
@@ -44,11 +44,12 @@ def stepped(steps: int) -> TrainState:
 
 
 def start(out, config=CONFIG) -> TrainState:
-    return runs.start(out, tiny, config, digits())
+    return runs.start(out, tiny, config, some_digits())
 
 
 def run(out, state, data=None, evaluations=2, **options) -> runs.RunResult:
-    return runs.run(out, state, data or some_digits(), evaluations=evaluations, progress=False, **options)
+    settings = {"evaluations": evaluations, "pictures": False, "progress": False} | options
+    return runs.run(out, state, data or some_digits(), runs.RunOptions(**settings))
 
 
 def rows_of(out) -> list[dict]:
@@ -57,14 +58,16 @@ def rows_of(out) -> list[dict]:
 
 @pytest.fixture(autouse=True)
 def _few_samples(monkeypatch):
-    monkeypatch.setattr(runs, "NUM_SAMPLES", 4)
+    monkeypatch.setattr(keeping, "NUM_SAMPLES", 4)
     monkeypatch.setattr("fastdiff.models.diffusion.DEFAULT_STEPS", 3)
 
 
 def test_a_run_leaves_metrics_checkpoint_model_and_picture(tmp_path):
-    result = run(tmp_path, start(tmp_path), save_every=5, evaluations=3)
+    result = run(tmp_path, start(tmp_path), save_every=5, evaluations=3, pictures=True, keep=2)
     assert (result.step, result.stopped_by) == (12, None)
-    assert list(tmp_path.glob("step-*")) == [last_checkpoint(tmp_path)] == [tmp_path / "step-00000012"]
+    assert last_checkpoint(tmp_path) == tmp_path / "step-00000012"
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000010", "step-00000012"]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["00000004.png", "00000008.png"]
     with Image.open(tmp_path / "samples.png") as picture:
         assert picture.size == (2 * 68 + 4, 2 * 68 + 4)
     evaluations = [row for row in rows_of(tmp_path) if row["event"] == "evaluate"]
@@ -83,7 +86,7 @@ def test_a_run_leaves_metrics_checkpoint_model_and_picture(tmp_path):
 
 def test_metrics_are_means_over_the_steps_between(tmp_path, monkeypatch):
     """Also of the last, shorter stretch."""
-    monkeypatch.setattr(runs, "LOG_EVERY", 5)
+    monkeypatch.setattr(keeping, "LOG_EVERY", 5)
     run(tmp_path, start(tmp_path))
     torch.manual_seed(0)
     reports = list(train(TrainState(tiny(), CONFIG), some_digits()))
@@ -105,7 +108,7 @@ def test_metrics_are_means_over_the_steps_between(tmp_path, monkeypatch):
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "LOG_EVERY", 2)
+    monkeypatch.setattr(keeping, "LOG_EVERY", 2)
     before = signal.getsignal(signal.SIGTERM)
     run(tmp_path / "a", start(tmp_path / "a"))
     real = MetricsLog.add
@@ -132,17 +135,6 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     assert steps == sorted(steps)
 
 
-def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
-    def interrupt(log, report, batch_size):
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(MetricsLog, "add", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, start(tmp_path))
-    assert last_checkpoint(tmp_path) is None
-
-
 def test_a_run_in_another_thread_leaves_the_signals_alone(tmp_path):
     results = []
     state = start(tmp_path, attrs.evolve(CONFIG, max_steps=1))
@@ -166,7 +158,7 @@ def test_giving_up_leaves_a_checkpoint_that_can_be_resumed(tmp_path, monkeypatch
     with pytest.raises(TrainingError):
         run(tmp_path, state)
     resumed = runs.resume(tmp_path, {})
-    assert resumed.step == 10
+    assert resumed.step == 6  # before the evaluation in the middle
     for name, value in before.items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
 
@@ -205,7 +197,8 @@ def test_the_same_weights_give_the_same_files(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "config", "named"),
     [
-        ({"max_steps": 99, "seed": 0}, None, "max_steps"),
+        ({"seed": 1}, None, "seed 0, not 1"),
+        ({"batch_size": 8}, None, "batch_size 6, not 8"),
         ({}, attrs.evolve(tiny().config, gamma_0=-7.0), "gamma_0"),
         ({}, small_vae().config, "another model"),
     ],
@@ -216,6 +209,93 @@ def test_a_resumed_run_keeps_its_model_and_settings(tmp_path, settings, config, 
         runs.resume(tmp_path, settings, model_config=config)
     same = {"seed": 0, "max_steps": 12, "data": "digits"}
     assert runs.resume(tmp_path, same, model_config=tiny().config).step == 1
+
+
+def test_settings_that_change_are_recorded(tmp_path):
+    """More steps and another learning rate, from a step on; the run goes on from there."""
+    run(tmp_path, start(tmp_path, attrs.evolve(CONFIG, max_steps=4)))
+    state = runs.resume(tmp_path, {"max_steps": 6, "learning_rate": 1e-4, "seed": 0})
+    assert (state.config.max_steps, state.config.learning_rate) == (6, 1e-4)
+    expected = [{"step": 4, "max_steps": [4, 6], "learning_rate": [2e-3, 1e-4]}]
+    assert state.changes == expected
+    run(tmp_path, state)
+    record = json.loads((tmp_path / "step-00000006" / "state.json").read_text())
+    assert record["changes"] == expected
+    assert runs.resume(tmp_path, {}).config == state.config
+    with pytest.raises(runs.RunError, match=r"max_steps must be >= 6, .* got 5"):
+        runs.resume(tmp_path, {"max_steps": 5})
+
+
+def test_a_run_goes_on_with_its_own_data_only(tmp_path):
+    run(tmp_path, start(tmp_path, attrs.evolve(CONFIG, max_steps=2)))
+    state = runs.resume(tmp_path, {"max_steps": 3})
+    with pytest.raises(runs.RunError, match="was started on 10 images of digits which have changed since"):
+        run(tmp_path, state, replace(some_digits(), identity="another"))
+    run(tmp_path, state, replace(some_digits(), identity="another"), allow_changed_data=True)
+    changes = runs.resume(tmp_path, {}).changes
+    assert [list(change) for change in changes] == [["step", "max_steps"], ["step", "data_set"]]
+
+
+def test_damaged_files_may_be_left_out_from_a_step_on(tmp_path):
+    """No other option of the images may change."""
+    run(tmp_path, start(tmp_path, attrs.evolve(CONFIG, max_steps=2)))
+    state = runs.resume(tmp_path, {"max_steps": 3, "images": {"skip_damaged": True}})
+    assert state.config.images.skip_damaged
+    assert set(state.changes[0]) == {"step", "max_steps", "images"}
+    with pytest.raises(runs.RunError, match=r"images .*'size': None.*, not .*'size': 8"):
+        runs.resume(tmp_path, {"images": {"size": 8}})
+
+
+def test_the_state_of_the_callers_generator_is_left_alone(tmp_path):
+    before = torch.get_rng_state()
+    run(tmp_path, start(tmp_path, attrs.evolve(CONFIG, max_steps=2)))
+    runs.resume(tmp_path, {})
+    load(tmp_path)
+    load("digits")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_signal_abandons_an_evaluation(tmp_path, monkeypatch):
+    """The checkpoint of the step is written before it; resuming repeats the evaluation at the end alone."""
+    real = keeping.evaluate
+
+    def interrupted(*args, **options):
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("the evaluation went on")
+
+    state = start(tmp_path)
+    monkeypatch.setattr(keeping, "evaluate", interrupted)
+    result = run(tmp_path, state)
+    assert (result.step, result.stopped_by, result.evaluation) == (6, signal.SIGTERM, None)
+    monkeypatch.setattr(keeping, "evaluate", real)
+    resumed = runs.resume(tmp_path, {})
+    assert resumed.step == 6
+    assert run(tmp_path, resumed).step == 12
+
+
+def test_a_signal_after_the_look_for_signals_ends_the_next_step_with_a_checkpoint(tmp_path, monkeypatch):
+    real = MetricsLog.flush
+
+    def signalled(log, report):
+        if report.step == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return real(log, report)
+
+    monkeypatch.setattr(keeping, "LOG_EVERY", 3)
+    monkeypatch.setattr(MetricsLog, "flush", signalled)
+    result = run(tmp_path, start(tmp_path), evaluations=0)
+    assert (result.step, result.stopped_by) == (7, signal.SIGTERM)
+    assert runs.resume(tmp_path, {}).step == 7
+
+
+def test_an_error_before_the_training_leaves_no_lock(tmp_path, monkeypatch):
+    state = start(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(keeping, "held_out", lambda data: (_ for _ in ()).throw(DataError("x cannot be read")))
+        with pytest.raises(DataError) as kept:
+            run(tmp_path, state)
+    assert kept.tb is not None  # which keeps the frames, as a notebook does
+    assert run(tmp_path, state, evaluations=0).step == 12
 
 
 def test_folders_that_are_no_runs(tmp_path):
@@ -239,7 +319,7 @@ def test_folders_that_are_no_runs(tmp_path):
 def test_a_restoration_model_restores_held_out_images(tmp_path):
     """As many samples as there are images."""
     config = attrs.evolve(CONFIG, max_steps=1, shift=0.0)
-    run(tmp_path, runs.start(tmp_path, small_restoration, config, digits()), some_digits(3))
+    run(tmp_path, runs.start(tmp_path, small_restoration, config, some_digits(3)), some_digits(3))
     with Image.open(tmp_path / "samples.png") as picture:
         assert picture.size == (2 * 68 + 4, 2 * 68 + 4)
         pixels = np.asarray(picture.convert("L"))
@@ -250,7 +330,7 @@ def test_a_restoration_model_restores_held_out_images(tmp_path):
 def test_a_vae_reports_its_latents(tmp_path):
     """Of every evaluation, beside the bound."""
     config = attrs.evolve(CONFIG, max_steps=2, shift=0.0)
-    run(tmp_path, runs.start(tmp_path, small_vae, config, digits()))
+    run(tmp_path, runs.start(tmp_path, small_vae, config, some_digits()))
     evaluations = [row for row in rows_of(tmp_path) if row["event"] == "evaluate"]
     assert [row["step"] for row in evaluations] == [1, 2]
     assert all(len(values) == 2 for row in evaluations for values in row.values() if isinstance(values, list))
