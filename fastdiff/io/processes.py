@@ -17,6 +17,7 @@ SIGKILL is what ends the others, after 31 s, so that GPU runs are best started w
 others wait, as at a checkpoint, so it is long.
 """
 
+import gc
 import json
 import os
 import re
@@ -158,7 +159,11 @@ def joined(device: torch.device | str | None = None) -> Iterator[torch.device]:
             yield own
             barrier()
         finally:
+            # DistributedDataParallel holds the group, in reference cycles. The group's threads must have ended before
+            # Python ends: one that releases a Python object then is stopped in C++, which aborts the process.
+            gc.collect()
             dist.destroy_process_group()
+            gc.collect()
 
 
 _broken: WeakKeyDictionary[object, str] = WeakKeyDictionary()  # groups that are broken, and the message

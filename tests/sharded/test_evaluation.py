@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 from sharded import results
-from sharded_run import EVALUATION, Lazy, X, bound, latents
+from sharded_run import COUNTS, EVALUATION, Lazy, X, bound, latents
 from tiny import images, small, small_vae
 
 from fastdiff.evaluation import evaluate, evaluate_latents, evaluate_ode
 from fastdiff.kernels import FastdiffError
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("case", EVALUATION)
 def test_every_process_has_the_figures_of_one(case, count):
     expected = EVALUATION[case](False)
@@ -21,7 +21,7 @@ def test_every_process_has_the_figures_of_one(case, count):
         assert torch.equal(found[case], expected)
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", COUNTS)
 def test_the_command_prints_once(count):
     (code, out, _), *others = [found["evaluate"] for found in results(count)]
     assert [code, *others] == [0] + [(0, "", "")] * (count - 1)
@@ -30,7 +30,7 @@ def test_the_command_prints_once(count):
     assert {name: row[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", COUNTS)
 def test_a_users_error_ends_every_process_with_code_2(count):
     for found in results(count):
         for case, word in (("no model", "nothing"), ("no device", "device")):

@@ -4,14 +4,14 @@ import pytest
 import torch
 from processes import launch
 from sharded import results, write_inputs
-from sharded_run import SAMPLING, draw, drawn_here
+from sharded_run import COUNTS, SAMPLING, draw, drawn_here
 from tiny import small
 
 from fastdiff import sample
 from fastdiff.cli.main import main
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("case", SAMPLING)
 def test_every_process_has_the_images_of_one(case, count):
     expected = SAMPLING[case](False)
@@ -24,7 +24,7 @@ def test_the_images_of_a_single_process_are_those_of_sample():
     assert torch.equal(SAMPLING["7 images in 4 batches"](True), sample(small(), 7, 3, seed=5, output="levels"))
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", COUNTS)
 def test_the_callback_is_called_where_the_batch_is_drawn(count):
     """Five batches of 2, 2, 2, 2 and 1 images, with two steps each."""
     sizes = [2, 2, 2, 2, 1]
@@ -34,7 +34,7 @@ def test_the_callback_is_called_where_the_batch_is_drawn(count):
     assert drawn_here()[1] == [size for size in sizes for _ in range(2)]
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", COUNTS)
 def test_an_error_in_one_process_ends_all(count):
     """After the round in which it happened, the second of 60 / count, with the mode of the model restored."""
     for rank, found in enumerate(results(count)):
@@ -46,7 +46,7 @@ def test_an_error_in_one_process_ends_all(count):
         assert training == "True"
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", COUNTS)
 def test_the_bar_is_the_first_processs_and_counts_its_own_batches(count):
     total = 2 * len(range(0, 5, count))
     bars = [found["bar"] for found in results(count)]
