@@ -39,7 +39,7 @@ Command = (
 
 
 DIVIDED = (Train, Sample, Evaluate)  # commands that several processes share
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what it sets
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # processes.STARTED needs torch
 PATIENCE = 2.0  # seconds in which the first process can print: torchrun ends all as soon as one has failed
 DESCRIPTION = "Diffusion models with exact bounds. `fastdiff --version` prints the version."
 
