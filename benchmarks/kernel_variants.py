@@ -14,9 +14,9 @@ diffuse, dropout, eps_loss, fourier, fourier_last, log_ratio, reparameterize = (
     import_module(f"fastdiff_kernels.{name}")
     for name in ("diffuse", "dropout", "eps_loss", "fourier", "fourier_last", "gaussian_log_ratio", "reparameterize")
 )
-decoder_nll, noise, sampler_step = (
+decoder_nll, noise, noise_sum, sampler_step = (
     import_module(f"fastdiff_kernels.{name}")
-    for name in ("decoder_nll_kernels", "noise_kernels", "sampler_step_kernels")
+    for name in ("decoder_nll_kernels", "noise_kernels", "noise_sum", "sampler_step_kernels")
 )
 norm, norm_blocks, norm_gradient, norm_sums = (
     import_module(f"fastdiff_kernels.group_norm_{name}") for name in ("kernels", "blocks", "gradient", "sums")
@@ -78,6 +78,9 @@ def _small(types: dict[str, str], *ones: str) -> dict[str, str]:
 
 DIFFUSE = {"x_ptr": DATA, "gamma_ptr": FLOAT, "noise_ptr": KEY, "z_ptr": DATA, **SIZES}
 GAMMA = {"grad_ptr": DATA, "x_ptr": DATA, "noise_ptr": KEY, "partial_ptr": FLOAT, **SIZES}
+NOISE_SUM = {
+    "key_ptr": KEY, "nodes_ptr": KEY, "weights_ptr": FLOAT, "out_ptr": FLOAT, "rows": INT, "columns": INT, **SIZES,
+}  # fmt: skip
 DROPOUT = {"x_ptr": DATA, "key_ptr": KEY, "out_ptr": DATA, "stream": INT, "drop": INT, "scale": "fp32", **SIZES}
 DROPOUT_LAST = {
     **{name: kind for name, kind in DROPOUT.items() if name not in SIZES},
@@ -191,6 +194,7 @@ WIDE, ODD, PIXEL = (128, 32, 1024), (30, 5, 49), (10, 5, 1)
 VARIANTS = (
     Variant("draw", "normals", noise.draw_kernel, {"key_ptr": KEY, "out_ptr": DATA, **SIZES},
             {"NORMAL": True, "FAST": False, "BLOCK": BLOCK}, accesses=1),
+    Variant("noise_sum", "", noise_sum.noise_sum_kernel, NOISE_SUM, {"STREAM": 15, "BLOCK": BLOCK}),
     Variant("diffuse", "noise drawn", diffuse.diffuse_kernel, DIFFUSE, DRAWN, accesses=2),
     Variant("diffuse", "noise given", diffuse.diffuse_kernel, DIFFUSE | {"noise_ptr": DATA}, GIVEN, accesses=3),
     Variant("diffuse", "gradient to gamma", diffuse.gamma_gradient_kernel, GAMMA, DRAWN, reduces=True, accesses=2),

@@ -1,19 +1,23 @@
-"""Write the tables of README.md from committed files: the embedded model's bound, and benchmark results.
+"""Write the tables of README.md and docs/sampling.md from committed files.
 
-    python benchmarks/readme.py            rewrite README.md
-    python benchmarks/readme.py --check    only say whether it is up to date (exit code 1 if not)
+    python benchmarks/readme.py            rewrite the pages
+    python benchmarks/readme.py --check    only say whether they are up to date (exit code 1 if not)
 
 Sources: docs/bound.jsonl (`fastdiff evaluate digits --T 1,10,100,1000,inf --draws 256 --ode 64 --json`),
-docs/fd.jsonl (`fastdiff fd digits --sampler ancestral,ddim,dpm-solver,heun --steps 5,10,25,50,250 --json`), every
+docs/fd.jsonl (the first line of `fastdiff fd digits --json`), docs/few-calls.json
+(`python benchmarks/studies/few_calls.py`), docs/batch-invariance.json
+(`python benchmarks/batch_invariance.py --json docs/batch-invariance.json`), docs/side-by-side-*.json, every
 benchmarks/results/*.json (`pytest benchmarks/ --benchmark-only --results PATH`), docs/static-cost.json
 (`python benchmarks/static_cost.py --json docs/static-cost.json`), docs/host-cost.json
 (`python benchmarks/host_cost.py --json docs/host-cost.json`), docs/footprint.json
-(`python benchmarks/footprint.py --json docs/footprint.json`) and docs/executed-cost.json
-(`python benchmarks/executed_cost.py --json docs/executed-cost.json`).
+(`python benchmarks/footprint.py --json docs/footprint.json`), docs/executed-cost.json
+(`python benchmarks/executed_cost.py --json docs/executed-cost.json`) and every docs/side-by-side-*.json
+(`python benchmarks/side_by_side.py --json docs/side-by-side-cpu.json`).
 """
 
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,28 +41,47 @@ def bound_table() -> str:
     """Bits per dimension and its terms against the number of steps."""
     lines = ["| T | bits/dim | ± s.e. | recon | prior | diffusion |", "|---:|---:|---:|---:|---:|---:|"]
     for row in map(json.loads, (ROOT / "docs/bound.jsonl").read_text().splitlines()):
-        flow = f"ODE, {row['ode_steps']} steps" if "ode_steps" in row else None
-        T = flow or ("∞" if row["T"] is None else row["T"])
+        T = ode_kind(row) if "ode_steps" in row else "∞" if row["T"] is None else row["T"]
+        T = f"{T}, importance" if row.get("importance") else T
         figures = [f"{row[name]:.{digits}f}" if name in row else "" for name, digits in
                    (("bpd", 3), ("se", 3), ("recon", 4), ("prior", 4), ("diffusion", 3))]  # fmt: skip
         lines.append(f"| {T} | " + " | ".join(figures) + " |")
     return "\n".join(lines)
 
 
+def ode_kind(row: dict[str, Any]) -> str:
+    """The kind of a bound through the ODE; rows of earlier versions are normal, K = 1, with one probe."""
+    kind = [f"ODE, {row['ode_steps']} steps"]
+    if row.get("dequantization", "normal") != "normal":
+        kind.append(row["dequantization"])
+    if row.get("samples", 1) > 1:
+        kind.append(f"K = {row['samples']}")
+    if row.get("divergence") == "exact":
+        kind.append("exact divergence")
+    return ", ".join(kind)
+
+
 def distance_table() -> str:
-    """FD-digits of samples, one line per sampler, one column per number of steps."""
-    rows = list(map(json.loads, (ROOT / "docs/fd.jsonl").read_text().splitlines()))
-    held_out, rows = rows[0], rows[1:]
-    numbers = sorted({row["steps"] for row in rows})
+    """FD-digits of samples, one line per sampler and spacing, one column per number of calls of the network."""
+    content = json.loads((ROOT / "docs/few-calls.json").read_text())
+    rows = content["rows"].items()
+    numbers = sorted({int(calls) for _, row in rows for calls in row["calls"]})
     lines = [
-        "| sampler | " + " | ".join(f"{steps} steps" for steps in numbers) + " |",
+        "| sampler, spacing | " + " | ".join(f"{calls} calls" for calls in numbers) + " |",
         "|---|" + "---:|" * len(numbers),
     ]
-    for name in dict.fromkeys(row["sampler"] for row in rows):
-        own = {row["steps"]: f"{row['fd']:.1f} ± {row['se']:.1f}" for row in rows if row["sampler"] == name}
-        lines.append(f"| {name} | " + " | ".join(own.get(steps, "") for steps in numbers) + " |")
+    for name, row in rows:
+        values = {calls: [value for value, _ in seeds] for calls, seeds in row["calls"].items()}
+        cells = [mean_and_error(values[str(calls)]) if str(calls) in values else "" for calls in numbers]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    held_out = json.loads((ROOT / "docs/fd.jsonl").read_text().splitlines()[0])
     own = f"The {held_out['n']} held-out digits themselves: {held_out['fd']:.1f} ± {held_out['se']:.1f}"
     return "\n".join([*lines, "", f"{own}, with the bias of so few (only equal numbers of images compare)."])
+
+
+def mean_and_error(values: list[float]) -> str:
+    """The mean of some numbers, and its standard error."""
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
 
 
 def benchmark_tables() -> str:
@@ -159,30 +182,100 @@ def footprint_table() -> str:
     return "\n".join(lines)
 
 
-def rendered(text: str) -> str:
-    """README.md with its tables replaced."""
-    tables = {
+def side_tables() -> str:
+    """One table per machine: times of diffusers and fastdiff with the same weights, and their ratios."""
+    parts = []
+    for path in sorted((ROOT / "docs").glob("side-by-side-*.json")):
+        content = json.loads(path.read_text())
+        machine = content["machine"]
+        where = machine.get("gpu", machine["cpu"])
+        parts.append(f"{where}, torch {machine['torch']}, from `{path.relative_to(ROOT)}`:\n")
+        parts.append(
+            "| parameters | what | batch | diffusers | its best compiled | fastdiff | fastdiff, best | "
+            "diffusers / fastdiff | compiled / best |"
+        )
+        parts.append("|---:|---|---:|---:|---:|---:|---:|---:|---:|")
+        parts += [side_row(row) for row in content["rows"]]
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
+def side_row(row: dict[str, Any]) -> str:
+    """One line of `side_tables`: medians, and ratios with 20 % and 80 % of the rounds."""
+    case, seconds = row["case"], {name: middle for name, (_, middle, _) in row["seconds"].items()}
+    compiled = [value for name, value in seconds.items() if name.startswith("diffusers ")]
+    times = [
+        seconds.get("diffusers"),
+        min(compiled, default=None),
+        seconds.get("fastdiff"),
+        seconds.get("fastdiff best"),
+    ]
+    what = f"DDIM, {case['steps']} steps" if case["what"] == "sampling" else case["what"]
+    cells = [f"{1e-6 * row['parameters']:.1f} M", f"{what}, {case['precision']}", str(case["batch"])]
+    cells += ["" if time is None else milliseconds(time) for time in times]
+    for key in ("diffusers / fastdiff", "diffusers compiled / fastdiff best"):
+        low, middle, high = row["ratios"].get(key, (None, None, None))
+        cells.append("" if middle is None else f"{middle:.2f} ({low:.2f}–{high:.2f})")
+    return "| " + " | ".join(cells) + " |"
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits of a time."""
+    return f"{1e3 * seconds:,.{1 if seconds < 0.1 else 0}f} ms"
+
+
+def invariance_text() -> str:
+    """How many images change with the batch size, and what it costs that none does."""
+    content = json.loads((ROOT / "docs/batch-invariance.json").read_text())
+    usual, fixed = content["usual"], content["batch_invariant"]
+    lines = [
+        f"On a CPU (torch {content['torch']}, {content['threads']} thread), {content['steps']} steps of DDIM, the "
+        "embedded model. An image differs if a bit of its z_0 does (`python benchmarks/batch_invariance.py`):\n",
+        "| batch size | as usual: differ from batches of 64 | at most by | batch-invariant | time, of the usual |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for size, (low, middle, high) in content["time"].items():
+        if size in fixed["differing_from_64"]:
+            ours = f"{fixed['differing_from_64'][size]:,} of {fixed['images']:,}"
+            theirs = f"{usual['differing_from_64'][size]:,} of {usual['images']:,}"
+            most = f"{usual['largest_difference'][size]:.0e}"
+        else:
+            ours = theirs = most = ""
+        lines.append(f"| {size} | {theirs} | {most} | {ours} | {middle:.2f} ({low:.2f}–{high:.2f}) |")
+    return "\n".join(lines)
+
+
+def pages() -> dict[str, dict[str, str]]:
+    """The tables of every page, by name."""
+    readme = {
         "bound": bound_table(), "distance": distance_table(), "benchmarks": benchmark_tables(),
         "static": static_table(), "host": host_table(), "footprint": footprint_table(),
-        "executed": executed_table(),
+        "executed": executed_table(), "side": side_tables(),
     }  # fmt: skip
-    for name, table in tables.items():
+    return {"README.md": readme, "docs/sampling.md": {"batch-invariance": invariance_text()}}
+
+
+def rendered(page: str, text: str) -> str:
+    """A page with its tables replaced."""
+    for name, table in pages()[page].items():
         block = re.compile(rf"<!-- {name} -->\n.*?<!-- /{name} -->", re.DOTALL)
-        text, count = block.subn(f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text)
+        text, count = block.subn(lambda _, name=name, table=table: f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text)
         if count != 1:
-            raise ValueError(f"README.md must hold one place for the table {name!r}, found {count}")
+            raise ValueError(f"{page} must hold one place for the table {name!r}, found {count}")
     return text
 
 
 def main() -> int:
-    """Rewrite README.md, or check it."""
-    path = ROOT / "README.md"
-    before = path.read_text()
-    after = rendered(before)
-    if "--check" in sys.argv[1:]:
-        return int(before != after)
-    path.write_text(after)
-    return 0
+    """Rewrite the pages, or check them."""
+    changed = 0
+    for page in pages():
+        path = ROOT / page
+        before = path.read_text()
+        after = rendered(page, before)
+        changed += before != after
+        if "--check" not in sys.argv[1:]:
+            path.write_text(after)
+    return int(changed > 0 and "--check" in sys.argv[1:])
 
 
 if __name__ == "__main__":

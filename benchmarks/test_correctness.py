@@ -3,9 +3,9 @@
     pytest benchmarks/test_correctness.py            on this machine's GPU, and on its CPU where possible
 
 Values and gradients of every case of `tests/cases.py` against float64, odd sizes, misaligned pointers and channels-last
-data, more than 2³¹ elements, bit-identical reruns, and a replayed CUDA graph against eager calls. The suite of `tests/`
-runs the same kernels in Triton's interpreter. Only a GPU shows its rounding, its approximate instructions for 16-bit
-results, its memory and its graphs.
+data, more than 2³¹ elements, bit-identical reruns, and replayed CUDA graphs against eager calls, also of an `Engine`'s
+sampling loop. The suite of `tests/` runs the same kernels in Triton's interpreter. Only a GPU shows its rounding, its
+approximate instructions for 16-bit results, its memory and its graphs.
 """
 
 import contextlib
@@ -21,7 +21,9 @@ from fastdiff_kernels.noise import philox, uniform_from_word
 from fastdiff_kernels.noise_kernels import draw_kernel
 from torch import Tensor
 
+import fastdiff
 from fastdiff.kernels import Noise, Stream, diffuse, eps_loss, fourier_features, sampler_step, use_backend
+from fastdiff.presets import preset
 
 SMALL = (2, 4, 6, 6)
 SHAPES = ((3, 2, 5, 7), (1, 1, 1, 1), (5, 3, 32, 32), (2, 1, 1, 1031), (3, 4, 61, 67), (0, 3, 4, 4))
@@ -199,3 +201,40 @@ def test_a_captured_training_step(device: torch.device) -> None:
     for k in range(3):
         graph.replay()
         assert torch.equal(gradient, step(noise.at(step=k)))
+
+
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+@pytest.mark.parametrize("guidance", [None, 2.0], ids=["plain", "guided"])
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm-solver", "heun"])
+def test_an_engine_with_a_graph_samples_as_the_eager_loop(
+    device: torch.device, sampler: str, guidance: float | None
+) -> None:
+    """Every latent of every step is that of the eager loop, so that each replay draws the noise of its own step.
+
+    One recording serves two seeds and two numbers of steps. With guidance each row is one call on twice the batch.
+    """
+    model = preset("digits").build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    model = model.to(device)
+    captured, eager = (fastdiff.Engine(model, graph=graph) for graph in (True, False))
+    labels = None if guidance is None else 3
+    drawn = []
+    for seed, steps in ((0, 5), (1, 5), (0, 7), (0, 5)):
+        found: dict[fastdiff.Engine, list[Tensor]] = {captured: [], eager: []}
+        images = []
+        for engine, latents in found.items():
+            keep = lambda step, nfe, z_t, x_hat, latents=latents: latents.append(z_t)  # noqa: E731
+            images.append(
+                engine.sample(4, steps, sampler, seed, labels=labels, guidance=guidance, output="levels", callback=keep)
+            )
+        assert captured.execution.captures(device)
+        assert captured.execution._graphs.reason is None, "the loop was not captured"
+        assert len(found[captured]) == len(found[eager]) > 0
+        for ours, expected in zip(*found.values(), strict=True):
+            assert torch.equal(ours, expected)
+        assert torch.equal(*images)
+        drawn.append(found[captured])
+    assert not torch.equal(drawn[0][0], drawn[1][0])  # another seed
+    assert all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[3], strict=True))

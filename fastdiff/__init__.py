@@ -15,13 +15,16 @@ from .sample import sample  # eagerly, so that fastdiff.sample is this function 
 if TYPE_CHECKING:
     from .checkpoints import load
     from .kernels import FastdiffError, Noise, backend
-    from .models import Latents
+    from .models import Guidance, Latents
+    from .sampling import Engine
 
 __version__ = "0.1.0"
-__all__ = ["FastdiffError", "Latents", "Noise", "__version__", "backend", "load", "sample"]
+__all__ = ["Engine", "FastdiffError", "Guidance", "Latents", "Noise", "__version__", "backend", "load", "sample"]
 
 _HOMES = {
+    "Engine": "fastdiff.sampling",
     "FastdiffError": "fastdiff.kernels",
+    "Guidance": "fastdiff.models",
     "Latents": "fastdiff.models",
     "Noise": "fastdiff.kernels",
     "backend": "fastdiff.kernels",

@@ -114,19 +114,29 @@ def _restoration_digits(degradation: Downsample | AddNoise) -> Preset:
     return Preset(RestorationConfig(**SECOND_STAGE, degradation=degradation), SECOND_STAGE_TRAINING)
 
 
-VDM_DIGITS = Preset(
-    VDMConfig(
-        **DIGITS, gamma_0=-8.0, gamma_1=5.0, fourier=(3, 4), prediction="categorical",
-        network=UNetConfig(widths=(32, 48), blocks=2, dropout=0.3),
-    ),
-    TrainConfig(data="digits", max_steps=20_000, learning_rate=3e-3, weight_decay=0.05, shift=0.5, label_dropout=0.6),
-)  # fmt: skip
+DIGITS_VDM = {
+    **DIGITS, "gamma_0": -8.0, "gamma_1": 5.0, "fourier": (3, 4),
+    "network": UNetConfig(widths=(32, 48), blocks=2, dropout=0.3),
+}  # fmt: skip
+DIGITS_TRAINING = TrainConfig(
+    data="digits", max_steps=20_000, learning_rate=3e-3, weight_decay=0.05, shift=0.5, label_dropout=0.6
+)
+VDM_DIGITS = Preset(VDMConfig(**DIGITS_VDM, prediction="categorical"), DIGITS_TRAINING)
 PRESETS: dict[str, Preset] = {
     "digits": VDM_DIGITS,  # the embedded model's name
     "vdm-digits": VDM_DIGITS,
     "ddpm-digits": Preset(
         DDPMConfig(**DIGITS, network=UNetConfig(widths=(32, 48), blocks=2, dropout=0.1)),
         TrainConfig(data="digits", max_steps=20_000, loss="simple", learning_rate=3e-3, shift=0.5, label_dropout=0.6),
+    ),
+    # Flow matching and EDM, with fixed endpoints as in the papers
+    "flow-digits": Preset(
+        VDMConfig(**DIGITS_VDM, learn_endpoints=False, schedule="flow", prediction="velocity"),
+        attrs.evolve(DIGITS_TRAINING, loss="flow"),
+    ),
+    "edm-digits": Preset(  # sigma_data: measured, the deviation of a pixel of the training images
+        VDMConfig(**DIGITS_VDM, learn_endpoints=False, prediction="edm", sigma_data=0.71),
+        attrs.evolve(DIGITS_TRAINING, loss="edm"),
     ),
     "vae-digits": Preset(VAE_DIGITS, LATENT_TRAINING),
     "hvae-digits": Preset(HVAE_DIGITS, LATENT_TRAINING),

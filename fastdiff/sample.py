@@ -9,19 +9,20 @@ if TYPE_CHECKING:
     import torch
 
     from .diffusion import Plan, Sampler
-    from .models import Latents, Model
+    from .models import Guidance, Latents, Model
+    from .sampling import Engine
 
 __all__ = ["sample"]
 
 
 def sample(
-    model: "Model | str | Path",
+    model: "Engine | Model | torch.nn.Module | str | Path",
     n: int,
     steps: int | None = None,
     sampler: "str | Sampler | Callable[[torch.Tensor], Plan]" = "ancestral",
     seed: int = 0,
     labels: "int | Sequence[int] | torch.Tensor | None" = None,
-    guidance: float | None = None,
+    guidance: "float | Guidance | None" = None,
     cond: "torch.Tensor | None" = None,
     latents: "Latents | None" = None,
     batch_size: int = 64,
@@ -36,23 +37,26 @@ def sample(
     The images are equal up to the rounding of the network, which on a CPU may differ between batch sizes.
 
     Args:
-        model: a model, a checkpoint folder, a run's folder, or the name of an embedded model (``"digits"``).
+        model: a model, a checkpoint folder, a run's folder, or the name of an embedded model (``"digits"``). Or a
+            `fastdiff.Engine`, a model with options of how it is run: compiled, as a captured CUDA graph (the default on
+            a GPU), bit-identical for every batch size.
         n: number of images, >= 0.
         steps: steps of the sampler, 250 by default; >= 1, and >= 2 for a DDPM, whose decoder takes one. Heun calls the
             network twice a step. A VAE has no sampler and takes no steps.
-        sampler: ``"ancestral"``, ``"ddim"``, ``"dpm-solver"`` or ``"heun"``; or a sampler object with options, such as
-            ``DDIM(eta=0.5, spacing="gamma", clip_denoised=True)`` (`fastdiff.diffusion`); or your own function from
-            gammas float64 [steps + 1] to a `fastdiff.diffusion.Plan`.
+        sampler: ``"ancestral"``, ``"ddim"``, ``"dpm-solver"``, ``"heun"``, ``"euler"``, ``"unipc"``, ``"deis"``,
+            ``"dpm-solver-sde"``, ``"dpm-solver-sde-2s"`` or ``"euler-a"``; or a sampler object with options, such as
+            ``UniPC(spacing="karras")`` or ``DDIM(eta=0.5, clip_denoised=True)`` (`fastdiff.diffusion`); or your own
+            function from gammas float64 [steps + 1] to a `fastdiff.diffusion.Plan`.
         seed: integer in [0, 2**64).
         labels: class labels for a class-conditional model: one integer for all images, or integers [n]; None samples
             without a label.
         guidance: weight of classifier-free guidance (Ho and Salimans 2022), which needs labels; 1 is the conditional
-            model.
+            model. ``fastdiff.Guidance(weight, interval=(0.2, 0.8))`` limits it to an interval of times.
         cond: conditioning images [n, ...] of a conditional model: the degraded images of a restoration model, or the
             images that a DiffuseVAE refines. uint8 levels, or floats as `fastdiff.kernels.to_unit_range` makes them.
         latents: how the latent z of a VAE or a DiffuseVAE is drawn (`fastdiff.Latents`): temperature, a mixture, or z
             itself.
-        batch_size: images per call of the network, >= 1.
+        batch_size: images per call of the network, >= 1; twice as many with guidance.
         output: ``"uint8"`` scaled to 0..255, ``"levels"`` the model's integer levels, ``"float"`` float32 in [-1, 1],
             each a tensor [n, C, H, W] on the CPU; ``"pil"`` a list of Pillow images.
         device: where to run. The model is moved there and stays there. None runs where the model is.
@@ -65,7 +69,7 @@ def sample(
         FastdiffError: an argument of the wrong type or out of range (also a TypeError or ValueError), a model or a
             mixture that cannot be loaded (`CheckpointError`), a result that is not finite (`SamplingError`).
     """
-    from .sampling.images import sample_images
+    from .sampling import sample_images
 
     return sample_images(
         model, n, steps, sampler, seed, labels, guidance, cond, latents, batch_size, output, device, progress, callback

@@ -18,6 +18,7 @@ from fastdiff_kernels import (
     gaussian_log_ratio,
     group_norm_blocks,
     group_norm_silu,
+    noise_sum,
     reparameterize,
     sampler_step,
 )
@@ -264,6 +265,8 @@ def channels_last(case: Case) -> Case:
 LAST = (
     "diffuse drawn", "dropout", "eps_loss drawn", "sampler_step drawn", "reparameterize drawn", "fourier_features",
 )  # fmt: skip
+NODES = torch.tensor([[0, 1, 2], [2**32 - 1, 7, 2**24], [3, 4, 5]])
+WEIGHTS = torch.tensor([[9.0] * 3, [0.8, -0.5, 0.33], [9.0] * 3])
 TABLE = torch.tensor([[9.0] * 10, PLAIN_ROW, [9.0] * 10])
 MORE_CASES = {
     "draw": Case(
@@ -275,6 +278,15 @@ MORE_CASES = {
     "draw uniform": Case(
         lambda x: NOISE.uniform(x.shape, x.dtype, x.device),
         lambda x: NOISE.uniform(x.shape).to(x.dtype),
+        (),
+        lambda shape, dtype: [normal(shape, dtype)],
+    ),
+    "draw, a sum of three": Case(
+        lambda x: noise_sum(NOISE.to(x.device), NODES.to(x.device), WEIGHTS.to(x.device), x.shape),
+        lambda x: sum(
+            weight * NOISE.at(step=node, stream=15).normal(x.shape).double()
+            for node, weight in zip(NODES[1].tolist(), WEIGHTS[1].tolist(), strict=True)
+        ),
         (),
         lambda shape, dtype: [normal(shape, dtype)],
     ),

@@ -68,6 +68,7 @@ def latents(model: Model, sharded: bool, x=X) -> Tensor:
 EVALUATION = {
     "VDM, 3 draws": lambda sharded: bound(small(), sharded, draws=3, batch_size=4),
     "VDM, one batch": lambda sharded: bound(small(), sharded, draws=2, batch_size=64),
+    "VDM, importance": lambda sharded: bound(small(), sharded, draws=1, batch_size=512, importance=True),
     "VDM, one image": lambda sharded: bound(small(), sharded, X[:1], draws=1, batch_size=1),
     "VDM with labels, exact": lambda sharded: bound(
         small("v", num_classes=3), sharded, labels=LABELS, T=5, draws=2, batch_size=5, exact=True

@@ -132,6 +132,8 @@ def test_epochs_of_the_paper(name, data, epochs, images, batch):
     [
         ("vdm-digits", 430_787),
         ("ddpm-digits", 425_009),
+        ("flow-digits", 426_161),
+        ("edm-digits", 426_161),
         ("vae-digits", 438_722),
         ("hvae-digits", 435_778),
         ("diffusevae-digits", 438_722 + 424_529),

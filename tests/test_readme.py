@@ -1,4 +1,4 @@
-"""README.md and the guide to training hold: examples run, commands parse, tables come from committed files."""
+"""README.md and the guides hold: examples run, commands parse, tables come from committed files."""
 
 import json
 import re
@@ -18,14 +18,14 @@ from fastdiff.data import digits
 from fastdiff.evaluation import evaluate
 from fastdiff.presets import PRESETS, preset
 
-README, GUIDE = ((ROOT / name).read_text() for name in ("README.md", "docs/training.md"))
+README, GUIDE, SAMPLING = ((ROOT / name).read_text() for name in ("README.md", "docs/training.md", "docs/sampling.md"))
 SMALLER = {
     r"\bmax_steps=[\d_]+": "max_steps=2", r"\bsteps=\d+": "steps=2", r"\bdraws=\d+": "draws=1",
     r'"max_steps": \d+': '"max_steps": 3', r"--max-steps 300": "--max-steps 2", r"--max-steps \d{3,}": "--max-steps 3",
     r"--steps \d+": "--steps 2", r"\bwidth=16": "width=8", r"--width 16": "--width 8",
 }  # fmt: skip
 COMMAND = r"^ +(?:nohup |torchrun .*? -m (?:-- )?)?fastdiff (.+?)(?: +[#>].*)?$"
-COMMANDS = list(dict.fromkeys(re.findall(COMMAND, README + GUIDE, re.MULTILINE)))
+COMMANDS = list(dict.fromkeys(re.findall(COMMAND, README + GUIDE + SAMPLING, re.MULTILINE)))
 
 
 def blocks(text: str) -> list[str]:
@@ -57,6 +57,12 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     saved = list(tmp_path.glob("*/config.json"))
     assert saved
     assert all(fastdiff.load(path.parent) for path in saved)
+
+
+def test_the_guide_to_sampling_runs():
+    session = {"__name__": "__main__"}
+    for number, block in enumerate(blocks(SAMPLING), 1):
+        exec(compile(re.sub(r"steps=50", "steps=3", block), f"docs/sampling.md, example {number}", "exec"), session)
 
 
 def test_the_guide_to_training_runs(tmp_path, monkeypatch, capsys):

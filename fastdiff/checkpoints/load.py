@@ -21,7 +21,7 @@ from .plausible import check_plausible
 PREFIX = "step-"
 PATIENCE = 10.0  # seconds in which a checkpoint that a training has removed is read again, from its newer one
 RUNS = Path("runs")  # where the command line keeps runs, in the working directory
-KNOWN_KEYS = ("model", "config", "custom", "versions", "record")  # of a config.json
+KNOWN_KEYS = ("model", "config", "custom", "versions", "record", "spacings")  # of a config.json
 
 
 def embedded_names() -> list[str]:
@@ -95,7 +95,10 @@ def model_from(
     _check_config(description, where, None if custom else tensors)
     try:
         with seeded(None):  # the fresh weights are drawn from the caller's generator, which is restored
-            return build(description.get("model"), description.get("config"), where, **parts)
+            model = build(description.get("model"), description.get("config"), where, **parts)
+        if "spacings" in description:
+            model.take_spacings(description["spacings"], f"{where}: spacings")
+        return model
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
 

@@ -1,25 +1,31 @@
 """The command ``evaluate``."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import tyro
 from fastdiff_kernels.errors import InvalidValueError
 
 from .arguments import load_data
-from .tables import TABLE_HEAD, format_row
+from .tables import TABLE_HEAD, format_ode_row, format_row
 
 if TYPE_CHECKING:
     import torch
 
+    from ..evaluation import OdeBound
+    from ..evaluation.batches import Images
     from ..io.folders import Json
+    from ..models import Model
 
-ODE_DRAWS = 4  # at most, since each takes four calls of the network and its gradient per step
+ODE_DRAWS = 4  # at most, since each takes four calls of the network per step, and a gradient
 
 
 @dataclass
 class Evaluate:
-    """Print bits/dim on the held-out images of a data set: its three terms and the standard error over the images."""
+    """Print bits/dim on the held-out images of a data set: its three terms and the standard error over the images.
+
+    Every line ends with the kind of the bound.
+    """
 
     model: tyro.conf.Positional[str] = "digits"
     """Checkpoint folder, run folder, or embedded model."""
@@ -30,7 +36,20 @@ class Evaluate:
     exact: bool = False
     """Sum over all steps of every finite T instead of drawing among them: T calls of the network per image."""
     ode: int | None = None
-    """Also print the bound through the probability-flow ODE, integrated with this many steps, with few draws."""
+    """Also print the bound through the probability-flow ODE, integrated with this many steps, with few draws.
+
+    Compare twice as many: too few steps give a number that is no bound.
+    """
+    dequantization: str = "normal"
+    """With --ode: normal (with the model's decoder), truncated-normal or uniform (within the bin of a level)."""
+    samples: int = 1
+    """With --ode: importance samples of each draw; more than one need --divergence exact or --probes 2 or more."""
+    divergence: str = "hutchinson"
+    """With --ode: hutchinson (estimated with random probes) or exact (a gradient for every dimension)."""
+    probes: int = 1
+    """With --ode: probes of the estimated divergence."""
+    importance: bool = False
+    """In continuous time (--T inf): fit the density of gamma to the model first, for draws of less variance."""
     draws: int = 64
     """Draws per image."""
     seed: int = 0
@@ -41,6 +60,8 @@ class Evaluate:
     """Condition a class-conditional model on the labels."""
     device: str = "auto"
     """Where to run: auto (the GPU if there is one), cpu, cuda, or cuda:1; under torchrun each process takes a GPU."""
+    compile: bool = False
+    """Compile the model (torch.compile): the first batch takes longer, the others less."""
     json: bool = False
     """Print JSON lines instead of a table."""
 
@@ -57,18 +78,18 @@ class Evaluate:
     def _evaluate(self, wanted: list[int | str | None], device: "torch.device") -> None:
         """Evaluate on a device; under torchrun the processes divide the work, and the first one prints."""
         from ..checkpoints import load
-        from ..evaluation import evaluate, evaluate_latents, evaluate_ode, standard_error
+        from ..evaluation import evaluate, evaluate_latents
         from ..evaluation.batches import check_draws
         from ..evaluation.bits_per_dim import check_bound
-        from ..evaluation.ode import check_integrator
+        from ..evaluation.importance import check_importance
         from ..kernels import Noise
         from ..training.batches import check_fit
 
         check_draws(self.draws, self.batch_size)
         Noise(self.seed)  # checks it
+        ode = self._ode_bound()
         model = load(self.model).to(device)
-        if self.ode is not None:
-            check_integrator(self.ode)
+        if ode is not None:
             _ = model.unconditional_diffusion  # raises for other models
         data = load_data(self.model, self.data)
         check_fit(model, data)
@@ -76,26 +97,60 @@ class Evaluate:
         if self.conditional and labels is None:
             raise InvalidValueError(f"--conditional needs labelled data, and {data.name} has no labels")
         images, common = data.test_images, {"batch_size": self.batch_size, "progress": True, "sharded": True}
+        compiled = {"compile": self.compile}
         model.check_labels("evaluate", labels, len(images))
         for T in wanted:
-            check_bound(model, T, self.exact)
+            of_bound, _ = check_bound(model, T, self.exact)
+            if self.importance:
+                check_importance(model, of_bound)
         draws = "the sum over all steps" if self.exact else f"{self.draws} draws each"
         self._print(f"{self.model}: {len(images)} held-out images of {data.name}, {draws}, seed {self.seed}", None)
-        self._print(TABLE_HEAD, None)
+        self._print(f"{TABLE_HEAD}  bound (s.e. over the images)", None)
         layers = evaluate_latents(model, images, self.seed, **common)
         about = {"draws": self.draws, "seed": self.seed, "exact": self.exact}
+        kind = {"exact": self.exact, "importance": self.importance}
         for T in wanted:
-            result = evaluate(model, images, labels, T, self.draws, self.seed, exact=self.exact, **common)
-            self._print(format_row(result), result.row() | about | layers)
+            result = evaluate(model, images, labels, T, self.draws, self.seed, **kind, **common, **compiled)
+            row = result.row() | {"bound": result.kind, "importance": self.importance} | about | layers
+            self._print(f"{format_row(result)}  {result.kind}", row)
         for layer, (active, nats) in enumerate(zip(*layers.values(), strict=True), 1):
             line = f"z_{layer}: {active} of {model.latent_size} units active, {nats:.2f} nats per image"
             self._print(line, None)
+        if ode is not None:
+            self._evaluate_ode(ode, model, images, labels)
+
+    def _ode_bound(self) -> "OdeBound | None":
+        """Return the bound through the ODE that the arguments ask for, checked; None without --ode."""
+        from ..evaluation import OdeBound
+
         if self.ode is not None:
-            draws = min(self.draws, ODE_DRAWS)
-            bpd = evaluate_ode(model, images, labels, self.ode, draws, self.seed, **common)
-            mean, error = float(bpd.mean()), standard_error(bpd)
-            row = {"ode_steps": self.ode, "bpd": mean, "se": error, **about, "draws": draws}
-            self._print(f"{'ODE':>8}  {mean:9.4f}  {error:7.4f}  ({self.ode} steps, {draws} draws each)", row)
+            return OdeBound(self.ode, self.dequantization, self.samples, self.divergence, self.probes)
+        for name in ("dequantization", "samples", "divergence", "probes"):
+            if getattr(self, name) != getattr(OdeBound, name):
+                raise InvalidValueError(f"--{name} needs --ode STEPS, the bound through the probability-flow ODE")
+        return None
+
+    def _evaluate_ode(
+        self,
+        bound: "OdeBound",
+        model: "Model",
+        images: "torch.Tensor | Images",
+        labels: "torch.Tensor | None",
+    ) -> None:
+        """Print the line of the bound through the ODE."""
+        from ..evaluation import evaluate_ode, standard_error
+
+        draws = min(self.draws, ODE_DRAWS)
+        bpd = evaluate_ode(
+            model, images, labels, bound.steps, draws, self.seed, self.batch_size, progress=True, sharded=True,
+            compile=self.compile, dequantization=bound.dequantization, samples=bound.samples,
+            divergence=bound.divergence, probes=bound.probes,
+        )  # fmt: skip
+        kind = asdict(bound)
+        mean, error = float(bpd.mean()), standard_error(bpd)
+        row = {"ode_steps": kind.pop("steps"), "bpd": mean, "se": error, "bound": "ODE", **kind}
+        about = {"draws": draws, "seed": self.seed, "exact": self.exact}
+        self._print(format_ode_row(mean, error, bound, draws), row | about)
 
     def _print(self, line: str, row: "Json | None") -> None:
         """Print a line of the table, or with --json its row; None has no line in JSON."""

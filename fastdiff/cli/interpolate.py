@@ -25,7 +25,7 @@ class Interpolate:
     steps: int | None = None
     """Sampler steps, 50 by default; a VAE has none."""
     sampler: str | None = None
-    """ancestral, ddim (the default), dpm-solver or heun; a VAE has none."""
+    """ancestral, ddim (the default), dpm-solver, heun, unipc or deis; a VAE has none."""
     seed: int = 0
     """Of the ends of the strips, and of the noise that their images share."""
     data: str | None = None

@@ -28,7 +28,7 @@ class Reconstruct:
     steps: int | None = None
     """Sampler steps of the diffusion, 250 by default; a VAE has none."""
     sampler: str = "ancestral"
-    """ancestral, ddim, dpm-solver or heun."""
+    """ancestral, ddim, dpm-solver, heun, unipc or deis."""
     seed: int = 0
     """Of the degradation's noise and of the samples."""
     out: Path = Path("reconstructions.png")

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..evaluation import Evaluation
+    from ..evaluation import Evaluation, OdeBound
 
 TABLE_HEAD = f"{'T':>8}  {'bits/dim':>9}  {'± s.e.':>7}  {'recon':>8}  {'prior':>8}  {'diffusion':>9}"
 
@@ -14,3 +14,12 @@ def format_row(evaluation: "Evaluation") -> str:
     T = "inf" if row["T"] is None else str(row["T"])
     terms = f"{row['recon']:8.4f}  {row['prior']:8.4f}  {row['diffusion']:9.4f}"
     return f"{T:>8}  {row['bpd']:9.4f}  {row['se']:7.4f}  {terms}"
+
+
+def format_ode_row(mean: float, error: float, bound: "OdeBound", draws: int) -> str:
+    """Return the line of a bound through the probability-flow ODE, which has no terms, with its kind."""
+    exact = bound.divergence == "exact"
+    divergence = "exact divergence" if exact else f"{bound.probes} {'probe' if bound.probes == 1 else 'probes'}"
+    steps = f"{bound.steps} step{'s' * (bound.steps > 1)}"
+    kind = f"{steps}, {bound.dequantization}, K = {bound.samples}, {divergence}, draws = {draws}"
+    return f"{'ODE':>8}  {mean:9.4f}  {error:7.4f}  {'':8}  {'':8}  {'':9}  ODE, {kind}"

@@ -12,6 +12,8 @@ PRESETS = (
     "digits                  vdm         digits     0.4 M",
     "vdm-digits              vdm         digits     0.4 M",
     "ddpm-digits             ddpm        digits     0.4 M",
+    "flow-digits             vdm         digits     0.4 M",
+    "edm-digits              vdm         digits     0.4 M",
     "vae-digits              hvae        digits     0.4 M",
     "hvae-digits             hvae        digits     0.4 M",
     "diffusevae-digits       diffusevae  digits     0.9 M",
@@ -48,7 +50,9 @@ class TrainingFields:
     compile: Annotated[bool | None, hint("no")] = None
     """Compile the model with torch.compile."""
     loss: Annotated[
-        str | None, choice("elbo", "simple", "min-snr", "sigmoid"), hint("elbo; simple for ddpm, diffusevae")
+        str | None,
+        choice("elbo", "simple", "min-snr", "sigmoid", "flow", "edm"),
+        hint("elbo; simple for ddpm, diffusevae"),
     ] = None
     """The training loss: the bound (elbo), or a weighted diffusion loss (fastdiff.diffusion.LOSSES)."""
     T: Annotated[int | Literal["none"] | None, hint("none")] = None

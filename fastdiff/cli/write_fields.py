@@ -53,8 +53,10 @@ class Field:
         """Return the field of the dataclass."""
         line = f"{self.name}: {self.annotation} = {self.default}"
         if len(line) > WIDTH - 4:  # as ruff writes it
-            line = line.replace("Annotated[", "Annotated[\n    ", 1).removesuffix(f"] = {self.default}")
-            line += f"\n] = {self.default}"
+            parts = self.annotation.removeprefix("Annotated[").removesuffix("]")
+            if len(parts) > WIDTH - 8:
+                parts = re.sub(r", (?=choice\(|hint\()", ",\n    ", parts) + ","
+            line = f"{self.name}: Annotated[\n    {parts}\n] = {self.default}"
         return f'{line}\n"""{self.description}"""\n'  # one line, since tyro keeps the breaks of indented ones
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..kernels import InvalidValueError, Noise, Stream
 
@@ -51,7 +52,9 @@ class Objective:
     gamma: Tensor | None = None
 
 
-LOSSES = ("elbo", "simple", "min-snr", "sigmoid")
+LOSSES = ("elbo", "simple", "min-snr", "sigmoid", "flow", "edm")
+EDM_GAMMA = (-2.4, 2.4)  # mean and deviation of gamma = 2 ln sigma in EDM: ln sigma ~ N(-1.2, 1.2²)
+EDM_VARIANCE = 0.25  # sigma_data² of the weight
 
 
 def loss_weight(name: str, gamma: Tensor, slope: Tensor) -> Tensor:
@@ -62,7 +65,14 @@ def loss_weight(name: str, gamma: Tensor, slope: Tensor) -> Tensor:
     - ``"elbo"``: w = 1, the bound itself, ½ gamma';
     - ``"simple"``: w = 2 / gamma', so that the factor is 1 (Ho et al. 2020, L_simple);
     - ``"min-snr"``: min(SNR, 5) / SNR, L_simple with less weight near the data (Hang et al. 2023);
-    - ``"sigmoid"``: w = sigmoid(2 + gamma), monotone in gamma (Kingma and Gao 2023).
+    - ``"sigmoid"``: w = sigmoid(2 + gamma), monotone in gamma (Kingma and Gao 2023);
+    - ``"flow"``: w = e^{gamma / 2}, flow matching: the mean over t is the integral of |u - u_hat|², u = eps - x, over
+      tau = sigma / (alpha + sigma) (Lipman et al. 2023);
+    - ``"edm"``: w = 2 N(gamma; -2.4, 2.4²) (1 + e^gamma / 0.25), the loss of EDM: the mean over t is that of
+      (s² + 0.25) / (0.25 s²) |x - x_hat|² over ln s ~ N(-1.2, 1.2²), s = sigma / alpha (Karras et al. 2022, table 1).
+
+    The last two are the losses of their papers, restricted to the schedule's range of gamma; the weights are those of
+    Kingma and Gao (2023, table 1) times 1 and times 8.
 
     Args:
         name: one of `LOSSES`.
@@ -79,6 +89,12 @@ def loss_weight(name: str, gamma: Tensor, slope: Tensor) -> Tensor:
         return torch.exp(torch.clamp(gamma + math.log(5.0), max=0.0))
     if name == "sigmoid":
         return 0.5 * slope * torch.sigmoid(2.0 + gamma)
+    if name == "flow":
+        return 0.5 * slope * torch.exp(0.5 * gamma)
+    if name == "edm":
+        mean, deviation = EDM_GAMMA
+        log_weight = F.softplus(gamma - math.log(EDM_VARIANCE)) - 0.5 * ((gamma - mean) / deviation).square()
+        return slope * torch.exp(log_weight) / (deviation * math.sqrt(2.0 * math.pi))
     raise InvalidValueError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
 
 
@@ -98,7 +114,7 @@ def prior_nats(x: Tensor, gamma_1: Tensor) -> Tensor:
     This equals ½ Σ [(1 - sigma_1²) x² + sigma_1² - ln sigma_1² - 1] without its cancellation. gamma_1 is a scalar, or
     broadcasts to x.
     """
-    per_element = torch.sigmoid(-gamma_1) * (x.square() - 1.0) + torch.nn.functional.softplus(-gamma_1)
+    per_element = torch.sigmoid(-gamma_1) * (x.square() - 1.0) + F.softplus(-gamma_1)
     return 0.5 * per_element.flatten(1).sum(1)
 
 

@@ -1,4 +1,4 @@
-"""Noise schedules between two endpoints: linear, cosine, beta-linear and learned."""
+"""Noise schedules between two endpoints: linear, cosine, beta-linear, flow, importance sampling, learned."""
 
 import math
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .beta_schedule import log_expm1
 from .schedules import Schedule, ScheduleError, check_increasing
+from .velocity_density import inverse_tail, tail
 
 
 class PinnedSchedule(Schedule):
@@ -98,6 +99,76 @@ class BetaLinearSchedule(PinnedSchedule):
         return -2.0 * q * t / torch.expm1(-decay)
 
 
+class FlowSchedule(PinnedSchedule):
+    """gamma(t) = 2 log(tau / (1 - tau)), tau = tau_0 + (tau_1 - tau_0) t: the straight path of flow matching.
+
+    z_t / (alpha_t + sigma_t) = (1 - tau) x + tau eps (Lipman et al. 2023; Liu et al. 2023), from
+    tau_0 = sigmoid(gamma_0 / 2) to tau_1 = sigmoid(gamma_1 / 2).
+    """
+
+    def _path(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return tau, 1 - tau and tau_1 - tau_0, each without cancellation."""
+        low, high = (0.5 * end.to(t.dtype) for end in (self.gamma_0, self.gamma_1))
+        noise = (1.0 - t) * torch.sigmoid(low) + t * torch.sigmoid(high)
+        signal = (1.0 - t) * torch.sigmoid(-low) + t * torch.sigmoid(-high)
+        return noise, signal, -torch.expm1(low - high) * torch.sigmoid(high) * torch.sigmoid(-low)
+
+    def forward(self, t: Tensor) -> Tensor:
+        noise, signal, _ = self._path(t)
+        return 2.0 * (noise.log() - signal.log())
+
+    def slope(self, t: Tensor) -> Tensor:
+        noise, signal, width = self._path(t)
+        return 2.0 * width / (noise * signal)
+
+
+class VImportanceSchedule(PinnedSchedule):
+    """gamma with density p(gamma) ∝ alpha² = sigmoid(-gamma): importance sampling for a network that predicts v.
+
+    Times are uniform in t, so a schedule is a sampling distribution of gamma, with p(gamma) = 1 / gamma'(t). Since
+    eps - eps_hat = alpha (v - v_hat), this one minimises the variance of the continuous-time loss if the error of v
+    does not depend on gamma. With h(gamma) = softplus(-gamma) = ∫_gamma^∞ p, h is linear in t.
+    """
+
+    def _tail(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return h(gamma(t)) for float64 t, and h(gamma_0) - h(gamma_1)."""
+        start, end = (F.softplus(-gamma.double()) for gamma in (self.gamma_0, self.gamma_1))
+        return start * (1.0 - t) + end * t, start - end
+
+    def forward(self, t: Tensor) -> Tensor:
+        return (-log_expm1(self._tail(t.double())[0])).to(t.dtype)
+
+    def slope(self, t: Tensor) -> Tensor:
+        h, width = self._tail(t.double())
+        return (width / -torch.expm1(-h)).to(t.dtype)  # sigmoid(-gamma) = 1 - e^{-h}
+
+
+class VelocityImportanceSchedule(PinnedSchedule):
+    """gamma with density p(gamma) ∝ sigmoid(-gamma / 2)²: importance sampling for a network that predicts eps - x.
+
+    As `VImportanceSchedule` for the velocity u of the straight path (flow matching), whose error enters as
+    eps - eps_hat = sigmoid(-gamma / 2) (u - u_hat). The inverse of the distribution function is computed in float64,
+    see `velocity_density`; its derivatives are those of the inverse function, first order only.
+    """
+
+    def _tail(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tail at gamma(t) / 2 for float64 t, and its difference between gamma_0 and gamma_1."""
+        start, end = (tail(0.5 * gamma.double()) for gamma in (self.gamma_0, self.gamma_1))
+        return start * (1.0 - t) + end * t, start - end
+
+    def both(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        value, width = self._tail(t.double())
+        s = inverse_tail(value.detach())
+        s = s - (value - value.detach()) / torch.sigmoid(-s).square()  # adds the gradient, ds / d tail
+        return (2.0 * s).to(t.dtype), (2.0 * width / torch.sigmoid(-s).square()).to(t.dtype)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.both(t)[0]
+
+    def slope(self, t: Tensor) -> Tensor:
+        return self.both(t)[1]
+
+
 class LearnedSchedule(PinnedSchedule):
     """A monotone network between the endpoints, gamma(t) = gamma_0 + (gamma_1 - gamma_0) g(t), g(0) = 0, g(1) = 1.
 
@@ -172,5 +243,8 @@ SCHEDULES: dict[str, type[PinnedSchedule]] = {
     "linear": LinearSchedule,
     "cosine": CosineSchedule,
     "beta-linear": BetaLinearSchedule,
+    "flow": FlowSchedule,
+    "importance-v": VImportanceSchedule,
+    "importance-velocity": VelocityImportanceSchedule,
     "learned": LearnedSchedule,
 }

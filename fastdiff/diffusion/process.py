@@ -1,4 +1,6 @@
-"""The diffusion process: marginals, posterior, and conversions between the four predictions (epsilon, x, v, score).
+"""The diffusion process: marginals, posterior, and conversions between the five predictions.
+
+A network may predict epsilon, x, v, velocity or score.
 
     q(z_t | x) = N(alpha_t x, sigma_t²),   alpha² = sigmoid(-gamma),   sigma² = sigmoid(gamma)   (Kingma et al. 2021)
 
@@ -6,7 +8,8 @@ is the variance-preserving process; the variance-exploding one, N(x, e^gamma), i
 
 Functions of gamma work in the dtype of gamma (float64 for coefficient tables) and broadcast: per-sample gamma has shape
 [B, 1, ...] for data [B, ...]. The error of a conversion between predictions is a few units in the last place times
-e^{|gamma| / 2}, its condition number, for |gamma| < 80 in float32.
+e^{|gamma| / 2}, its condition number, for |gamma| < 80 in float32. From v and from velocity to epsilon and x the
+condition number is 1.
 """
 
 from collections.abc import Callable
@@ -55,6 +58,33 @@ def x_from_v(z_t: Tensor, v: Tensor, gamma: Tensor) -> Tensor:
     return alpha(gamma) * z_t - sigma(gamma) * v
 
 
+def velocity_from_eps(z_t: Tensor, eps: Tensor, gamma: Tensor) -> Tensor:
+    """Return u = eps - x = eps - (z_t - sigma_t eps) / alpha_t (Lipman et al. 2023, Flow matching; Liu et al. 2023,
+    Rectified flow).
+
+    u is the derivative in tau of (1 - tau) x + tau eps, which is z_t / (alpha_t + sigma_t) at
+    tau = sigma_t / (alpha_t + sigma_t). The condition number is max(1, e^{gamma / 2}).
+    """
+    return eps - x_from_eps(z_t, eps, gamma)
+
+
+def eps_from_velocity(z_t: Tensor, velocity: Tensor, gamma: Tensor) -> Tensor:
+    """Return eps_hat = (z_t + alpha_t u) / (alpha_t + sigma_t), of condition number 1."""
+    signal = alpha(gamma)
+    return (z_t + signal * velocity) / (signal + sigma(gamma))
+
+
+def velocity_from_x(z_t: Tensor, x: Tensor, gamma: Tensor) -> Tensor:
+    """Return u = (z_t - alpha_t x) / sigma_t - x, of condition number max(1, e^{-gamma / 2})."""
+    return eps_from_x(z_t, x, gamma) - x
+
+
+def x_from_velocity(z_t: Tensor, velocity: Tensor, gamma: Tensor) -> Tensor:
+    """Return x_hat = (z_t - sigma_t u) / (alpha_t + sigma_t), of condition number 1."""
+    scale = sigma(gamma)
+    return (z_t - scale * velocity) / (alpha(gamma) + scale)
+
+
 def score_from_eps(eps: Tensor, gamma: Tensor) -> Tensor:
     """Return the gradient of log q(z_t), -eps_hat / sigma_t."""
     return -eps / sigma(gamma)
@@ -70,6 +100,7 @@ PREDICTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "epsilon": lambda z_t, eps, gamma: eps,
     "x": eps_from_x,
     "v": eps_from_v,
+    "velocity": eps_from_velocity,
     "score": lambda z_t, score, gamma: eps_from_score(score, gamma),
 }
 

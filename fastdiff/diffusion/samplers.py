@@ -1,106 +1,39 @@
-"""Samplers as tables of coefficients: every step is z_s = A z_t + B x_hat + Σ C_k x_hat_k + D z_prev + S eps.
+"""Samplers with their options: callables from gammas to a `Plan`, by name or as objects.
 
-A sampler is a callable from gamma, float64 [steps + 1] with gamma at t = 0 first, to a `Plan`, which has one row of
-coefficients for every call of the network, from t = 1 down. Arithmetic is float64.
-
-The functions `ancestral`, `ddim`, `dpm_solver` and `heun` are the mathematics. The classes `Ancestral`, `DDIM`,
-`DPMSolver` and `Heun` are the same samplers with their options. `make_plan` applies any of them to a model's schedule.
+The mathematics is in `fastdiff.diffusion.rows`, `fastdiff.diffusion.multistep` and `fastdiff.diffusion.stochastic`.
+`fastdiff.diffusion.make_plan` applies a sampler to a schedule.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from typing import ClassVar
 
-import torch
+from attrs import evolve
 from torch import Tensor
 
-from ..io.configuration import between, configuration, field, more_than, one_of
+from ..io.configuration import ConfigError, between, configuration, field, more_than, one_of
 from ..kernels import InvalidTypeError, InvalidValueError
-from .beta_schedule import BetaSchedule, linear_betas
-from .plan import C_1, B, Plan, check_plan, coefficient_rows
-from .process import alpha, posterior, sigma, transition_variance
-from .schedules import SPACINGS, Schedule, gamma_table
+from .multistep import ORDERS, deis, unipc
+from .plan import Plan
+from .rows import ancestral, ddim, dpm_solver, heun
+from .schedules import RHO, SPACINGS
+from .spacings import WANTED, Times, check_times
+from .stochastic import dpm_solver_sde, dpm_solver_sde_2s, euler_ancestral
 
 VARIANCES = ("fixed_small", "fixed_large", "learned")
-MAX_STEPS = 1_000_000  # far beyond any use, and little memory
-NO_VARIANCE = -400.0  # log-variance of a step without noise: the deviation e^-200 is 0 in float32
-
-
-# ------------------------------------------------------------------------------------------------ mathematics
-
-
-def ancestral(gamma: Tensor, variance: str = "fixed_small") -> Plan:
-    """Ancestral sampling: draw z_s from N(mean of q(z_s | z_t, x = x_hat), variance) (Ho et al. 2020).
-
-    Args:
-        gamma: float64 [steps + 1].
-        variance: ``"fixed_small"``: the variance of q(z_s | z_t, x). ``"fixed_large"``: that of q(z_t | z_s), DDPM's
-            beta_t. ``"learned"``: the network interpolates between their logarithms (Nichol and Dhariwal 2021).
-    """
-    gamma_t, gamma_s = _pairs(gamma)
-    a, b, small = posterior(gamma_s, gamma_t)
-    large = transition_variance(gamma_s, gamma_t)
-    if variance == "learned":
-        bounds = torch.stack([small.log(), large.log()], dim=1)
-        return Plan(gamma_t, coefficient_rows(gamma_t, a, b), bounds)
-    return Plan(gamma_t, coefficient_rows(gamma_t, a, b, (large if variance == "fixed_large" else small).sqrt()))
-
-
-def ddim(gamma: Tensor, eta: float = 0.0) -> Plan:
-    """DDIM (Song et al. 2021): z_s = alpha_s x_hat + sqrt(sigma_s² - d²) eps_hat + d eps.
-
-    d is eta times the deviation of the posterior: eta = 0 is deterministic, eta = 1 is ancestral sampling. With
-    r = exp((gamma_s - gamma_t) / 2) and c = 1 - r²: A = (sigma_s / sigma_t) sqrt(1 - eta² c), and
-    B = alpha_s - alpha_t A, computed without cancellation as alpha_s c (1 + eta² r²) / (1 + r sqrt(1 - eta² c)).
-    """
-    gamma_t, gamma_s = _pairs(gamma)
-    r, c = torch.exp(0.5 * (gamma_s - gamma_t)), -torch.expm1(gamma_s - gamma_t)
-    root = (r.square() + (1.0 - eta) * (1.0 + eta) * c).sqrt()  # sqrt(1 - eta² c), accurate where c is near 1
-    a = sigma(gamma_s) / sigma(gamma_t) * root
-    b = alpha(gamma_s) * c * (1.0 + eta**2 * r**2) / (1.0 + r * root)
-    return Plan(gamma_t, coefficient_rows(gamma_t, a, b, eta * c.sqrt() * sigma(gamma_s)))
-
-
-def dpm_solver(gamma: Tensor) -> Plan:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), with lambda = -gamma / 2. The first step is a DDIM step.
-
-    z_s = (sigma_s / sigma_t) z_t - alpha_s expm1(-h) ((1 + 1 / 2r) x_hat - (1 / 2r) x_hat_1), where h is the step in
-    lambda and r is the previous h divided by this one.
-    """
-    plan = ddim(gamma)
-    table = plan.table.clone()
-    h = 0.5 * -torch.diff(gamma.flip(0))
-    half = torch.zeros_like(h)
-    half[1:] = 0.5 * h[1:] / h[:-1]
-    table[:, C_1] = -half * table[:, B]
-    table[:, B] = (1.0 + half) * table[:, B]
-    return Plan(plan.gamma, table)
-
-
-def heun(gamma: Tensor) -> Plan:
-    """Heun's method on the probability-flow ODE (Karras et al. 2022, algorithm 1), two calls of the network a step.
-
-    In y = z / alpha and the noise-to-signal ratio rho = e^{gamma / 2} the ODE is dy / d rho = eps_hat. The predictor is
-    a DDIM step. The corrector calls the network at s and replaces half of the step: with
-    B = ½ alpha_s (e^{(gamma_t - gamma_s) / 2} - 1), z_s <- z_s + B (x_hat at s - x_hat at t).
-    """
-    gamma_t, gamma_s = _pairs(gamma)
-    b = 0.5 * alpha(gamma_s) * torch.expm1(0.5 * (gamma_t - gamma_s))
-    corrector = coefficient_rows(gamma_s, torch.ones_like(b), b, history=(-b,))
-    rows = torch.stack([ddim(gamma).table, corrector], dim=1).flatten(0, 1)
-    return Plan(torch.stack([gamma_t, gamma_s], dim=1).flatten(), rows, calls_per_step=2)
-
-
-def _pairs(gamma: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (gamma_t, gamma_s) of every step, from t = 1 down."""
-    descending = gamma.flip(0)
-    return descending[:-1], descending[1:]
-
-
-# ------------------------------------------------------------------------------------------------ samplers with options
+MODEL_SPACING = "model"
+LOW_ORDER_STEPS = 15  # diffusers' DEIS lowers the order of the last steps only of fewer steps than these
 
 
 def _increasing(betas: tuple[float, float]) -> str | None:
     return None if 0.0 < betas[0] <= betas[1] < 1.0 else "be (first, last) with 0 < first <= last < 1"
+
+
+def _spacing(value: str | Times) -> str | None:
+    if isinstance(value, str):
+        known = (*SPACINGS, MODEL_SPACING)
+        return None if value in known else f"be one of {', '.join(map(repr, known))}, or {WANTED}"
+    return check_times(value)
 
 
 @configuration
@@ -108,8 +41,12 @@ class Sampler:
     """The options that all samplers share; subclasses are the samplers.
 
     Args:
-        spacing: where the steps lie: evenly in t (``"time"``), evenly in sqrt(t) (``"quadratic"``) or evenly in gamma
-            (``"gamma"``).
+        spacing: where the steps lie: evenly in t (``"time"``), evenly in sqrt(t) (``"quadratic"``), evenly in gamma
+            (``"gamma"``), or evenly in e^{gamma / (2 rho)} (``"karras"``, Karras et al. 2022). ``"model"``: at the
+            times that the model brings for this sampler and number of steps (``model.spacings``). Or the times
+            themselves, increasing from 0 (data) to 1, one more than steps; for a DDPM, whose decoder takes the last
+            step, as many as steps.
+        rho: exponent of the spacing ``"karras"``, > 0; the larger, the denser near the data.
         betas: (first, last) of evenly spaced betas, one per step, whose noise levels replace those of the model's
             schedule: few-step chains such as (1e-6, 0.8) with 10 steps (DiffuseVAE, Pandey et al. 2022). Only for a
             DDPM. Use a model that was trained at all noise levels (``continuous_noise_conditioning``). With steps this
@@ -117,16 +54,33 @@ class Sampler:
             diversity.
         temperature: factor on the standard deviation of the initial latent, > 0.
         clip_denoised: clip x_hat to [-1, 1] at every step, as DDPM does.
+        brownian: draw the noise of the steps from a Brownian path, so that the same seed gives the same composition
+            with any number of steps (`fastdiff.diffusion.brownian`). Only for samplers with noise.
     """
 
-    spacing: str = field(one_of(*SPACINGS), default="time")
+    calls_per_step: ClassVar[int] = 1  # of the network
+
+    spacing: str | Times = field(_spacing, default="time")
+    rho: float = field(more_than(0.0), default=RHO)
     betas: tuple[float, float] | None = field(_increasing, default=None)
     temperature: float = field(more_than(0.0), default=1.0)
     clip_denoised: bool = False
+    brownian: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if self.rho != RHO and self.spacing != "karras":
+            raise ConfigError(
+                f"{type(self).__name__}: rho must be {RHO:g} unless spacing is 'karras', got {self.rho:g} with spacing "
+                f"{self.spacing!r}"
+            )
 
     def __call__(self, gamma: Tensor) -> Plan:
         """Return the plan for gamma float64 [steps + 1], gamma at t = 0 first."""
         raise NotImplementedError
+
+    def before_decoder(self, gamma: Tensor) -> Plan:
+        """Return the plan for gamma where a last row follows that maps z_0 to x_hat (the decoder of a DDPM)."""
+        return self(gamma)
 
     def for_variance(self, variance: str) -> "Sampler":
         """Return the sampler for a model whose own reverse variance is ``variance``, one of `VARIANCES`."""
@@ -145,8 +99,7 @@ class Ancestral(Sampler):
     def for_variance(self, variance: str) -> "Sampler":
         if self.variance == "learned" and variance != "learned":
             raise InvalidValueError("variance must be fixed_small or fixed_large for a model without learned variances")
-        own = {name: getattr(self, name) for name in ("spacing", "betas", "temperature", "clip_denoised")}
-        return Ancestral(**own, variance=self.variance or variance)
+        return evolve(self, variance=self.variance or variance)
 
 
 @configuration
@@ -160,6 +113,19 @@ class DDIM(Sampler):
 
 
 @configuration
+class Euler(Sampler):
+    """Euler's method on the probability-flow ODE: the sampler `DDIM` with eta = 0.
+
+    In y = z / alpha and rho = sigma / alpha the ODE is dy / d rho = eps_hat, and Euler's step in it is DDIM's (Karras
+    et al. 2022 call it Euler's method). So is Euler's step of flow matching in the time sigma of (1 - sigma) x + sigma
+    eps, which is z rescaled.
+    """
+
+    def __call__(self, gamma: Tensor) -> Plan:
+        return ddim(gamma)
+
+
+@configuration
 class DPMSolver(Sampler):
     """DPM-Solver++(2M), see `dpm_solver`."""
 
@@ -169,10 +135,96 @@ class DPMSolver(Sampler):
 
 @configuration
 class Heun(Sampler):
-    """Heun's method, see `heun`."""
+    """Heun's method, see `heun`. It calls the network twice a step."""
+
+    calls_per_step = 2
 
     def __call__(self, gamma: Tensor) -> Plan:
         return heun(gamma)
+
+
+@configuration
+class Multistep(Sampler):
+    """The options of `UniPC` and `DEIS`.
+
+    Args:
+        order: 1, 2 or 3. The first steps have a lower order, since they have fewer estimates.
+        lower_order_final: whether the last step has order 1 and the one before it at most 2, as in diffusers. The last
+            row of a DDPM, which gives x_hat, counts as such a step.
+    """
+
+    order: int = field(one_of(*ORDERS), default=3)
+    lower_order_final: bool = True
+
+    def __call__(self, gamma: Tensor) -> Plan:
+        return self.rows(gamma, 1 if self.lower_order_final else None)
+
+    def before_decoder(self, gamma: Tensor) -> Plan:
+        return self.rows(gamma, 2 if self.lower_order_final else None)
+
+    def rows(self, gamma: Tensor, final_order: int | None) -> Plan:
+        """Return the plan for gamma, with an order of the last step that is lower than ``order``; None for the same."""
+        raise NotImplementedError
+
+
+@configuration
+class UniPC(Multistep):
+    """UniPC, see `unipc`.
+
+    Args:
+        corrector: whether to correct each step with the estimate at its end, at no further call of the network.
+        solver: ``"bh2"`` or ``"bh1"``.
+    """
+
+    corrector: bool = True
+    solver: str = field(one_of("bh2", "bh1"), default="bh2")
+
+    def rows(self, gamma: Tensor, final_order: int | None) -> Plan:
+        return unipc(gamma, self.order, self.corrector, self.solver, final_order)
+
+
+@configuration
+class DEIS(Multistep):
+    """DEIS, see `deis`. Fewer than 15 steps alone have a lower order at the end, as in diffusers."""
+
+    def rows(self, gamma: Tensor, final_order: int | None) -> Plan:
+        few = len(gamma) - 2 + (final_order or 0) < LOW_ORDER_STEPS
+        return deis(gamma, self.order, final_order if few else None)
+
+
+@configuration
+class DPMSolverSDE(Sampler):
+    """SDE-DPM-Solver++(2M), see `dpm_solver_sde`. ``eta`` in [0, 1]: 0 is `DPMSolver`, 1 is the reverse SDE."""
+
+    eta: float = field(between(0.0, 1.0), default=1.0)
+
+    def __call__(self, gamma: Tensor) -> Plan:
+        return dpm_solver_sde(gamma, self.eta)
+
+
+@configuration
+class DPMSolverSDE2S(Sampler):
+    """SDE-DPM-Solver++ with two calls of the network a step, see `dpm_solver_sde_2s`.
+
+    The two calls share their noise, so ``brownian`` is always True.
+    """
+
+    calls_per_step = 2
+
+    brownian: bool = field(one_of(True), default=True)
+
+    def __call__(self, gamma: Tensor) -> Plan:
+        return dpm_solver_sde_2s(gamma)
+
+
+@configuration
+class EulerAncestral(Sampler):
+    """Euler ancestral, see `euler_ancestral`. ``eta`` >= 0 scales the noise; 1 is ancestral sampling."""
+
+    eta: float = field(between(0.0, math.inf, open_above=True), default=1.0)
+
+    def __call__(self, gamma: Tensor) -> Plan:
+        return euler_ancestral(gamma, self.eta)
 
 
 @configuration
@@ -189,7 +241,8 @@ class FunctionSampler(Sampler):
 
 
 SAMPLERS: dict[str, type[Sampler]] = {
-    "ancestral": Ancestral, "ddim": DDIM, "dpm-solver": DPMSolver, "heun": Heun,
+    "ancestral": Ancestral, "ddim": DDIM, "dpm-solver": DPMSolver, "heun": Heun, "euler": Euler, "unipc": UniPC,
+    "deis": DEIS, "dpm-solver-sde": DPMSolverSDE, "dpm-solver-sde-2s": DPMSolverSDE2S, "euler-a": EulerAncestral,
 }  # fmt: skip
 
 
@@ -210,54 +263,3 @@ def as_sampler(sampler: "str | Sampler | Callable[[Tensor], Plan]") -> Sampler:
     if not callable(sampler):
         raise InvalidTypeError(f"sampler must be a name, a Sampler or a callable, got {sampler!r}")
     return FunctionSampler(function=sampler)
-
-
-# ------------------------------------------------------------------------------------------------ plans
-
-
-def make_plan(
-    sampler: Sampler, schedule: Schedule, steps: int, variance: str = "fixed_small", network_decoder: bool = False
-) -> Plan:
-    """Return the plan of a sampler on a model's schedule.
-
-    Args:
-        sampler: the sampler.
-        schedule: gamma(t).
-        steps: number of steps, >= 1; >= 2 with a network decoder, which takes the last one.
-        variance: reverse variance of the model, one of `VARIANCES`.
-        network_decoder: whether the model's decoder calls the network at t = 0 (DDPM): a last row then maps z_0 to
-            x_hat.
-
-    Raises:
-        InvalidValueError: too few steps, options that do not fit the model, or a plan whose values are not finite.
-        ScheduleError: gamma is not finite and increasing.
-    """
-    least = 1 + network_decoder
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
-        raise InvalidValueError(f"steps must be an integer >= {least}, got {steps!r}")
-    if steps > MAX_STEPS:
-        raise InvalidValueError(f"steps must be <= {MAX_STEPS}, got {steps}")
-    if sampler.betas is None:
-        gamma = gamma_table(schedule, steps - network_decoder, sampler.spacing)
-    elif not network_decoder:
-        raise InvalidValueError("betas must be None for a model that is not a DDPM")
-    elif sampler.spacing != "time":
-        raise InvalidValueError(f"spacing must be 'time' where betas are set, got {sampler.spacing!r}")
-    else:
-        gamma = gamma_table(BetaSchedule(linear_betas(steps, *sampler.betas)), steps - 1)
-    plan = sampler.for_variance(variance)(gamma)
-    check_plan(plan)
-    if network_decoder:
-        plan = _with_last_row(plan, gamma[:1])
-    return replace(plan, clip_denoised=sampler.clip_denoised)
-
-
-def _with_last_row(plan: Plan, gamma_0: Tensor) -> Plan:
-    """Append the row z_s = x_hat at gamma_0."""
-    last = coefficient_rows(gamma_0, torch.zeros_like(gamma_0), torch.ones_like(gamma_0))
-    bounds = plan.log_variance
-    if bounds is not None:
-        bounds = torch.cat([bounds, bounds.new_full((1, 2), NO_VARIANCE)])
-    return replace(
-        plan, gamma=torch.cat([plan.gamma, gamma_0]), table=torch.cat([plan.table, last]), log_variance=bounds
-    )

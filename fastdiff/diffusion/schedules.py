@@ -5,14 +5,17 @@ float32 or float64 t of any shape. alpha, sigma, loss weights and sampler coeffi
 `FunctionSchedule` makes a schedule of any callable gamma(t).
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels import FastdiffError, InvalidValueError
+from .spacings import WANTED, Times, check_times
 
-SPACINGS = ("time", "gamma", "quadratic")
+SPACINGS = ("time", "gamma", "quadratic", "karras")
+RHO = 7.0  # of the spacing "karras", the value of the paper
 
 
 class ScheduleError(FastdiffError, ValueError):
@@ -113,24 +116,43 @@ def check_increasing(where: str, gamma: Tensor) -> None:
 
 
 @torch.no_grad()
-def gamma_table(schedule: nn.Module, steps: int, spacing: str = "time") -> Tensor:
+def gamma_table(schedule: nn.Module, steps: int, spacing: str | Times = "time", rho: float = RHO) -> Tensor:
     """Return gamma at steps + 1 points from t = 0 to t = 1, float64 [steps + 1] on the CPU, checked by value.
 
     Args:
         schedule: gamma(t).
         steps: number of steps between the points, >= 1.
         spacing: ``"time"``: t = i / steps. ``"quadratic"``: t = (i / steps)², denser near the data. ``"gamma"``: evenly
-            spaced in gamma.
+            spaced in gamma. ``"karras"``: evenly spaced in (sigma / alpha)^{1 / rho} = e^{gamma / (2 rho)} (Karras et
+            al. 2022, eq. 5). Or the steps + 1 times themselves, increasing from 0 to 1.
+        rho: exponent of ``"karras"``, > 0: the larger, the denser near the data; "gamma" is the limit of large rho.
 
     Raises:
-        InvalidValueError: steps < 1, or an unknown spacing.
+        InvalidValueError: steps < 1, an unknown spacing, times that do not fit, or rho that is not finite and > 0.
         ScheduleError: the schedule is not finite and increasing at these points.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InvalidValueError(f"gamma_table: steps must be an integer >= 1, got {steps!r}")
-    if spacing not in SPACINGS:
-        raise InvalidValueError(f"gamma_table: spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
+    if isinstance(spacing, str) and spacing not in SPACINGS:
+        raise InvalidValueError(f"gamma_table: spacing must be one of {', '.join(SPACINGS)}, or times, got {spacing!r}")
+    if not 0.0 < rho < math.inf:
+        raise InvalidValueError(f"gamma_table: rho must be finite and > 0, got {rho!r}")
     i = torch.arange(steps + 1, dtype=torch.float64, device=device_of(schedule)) / steps
-    gamma = schedule(i.square() if spacing == "quadratic" else i).double().cpu()
+    times = i.square() if spacing == "quadratic" else i if isinstance(spacing, str) else _times(spacing, i)
+    gamma = schedule(times).double().cpu()
     check_increasing(f"{type(schedule).__name__} at {steps} steps", gamma)
-    return gamma[0] + (gamma[-1] - gamma[0]) * i.cpu() if spacing == "gamma" else gamma
+    i, first, last = i.cpu(), gamma[:1], gamma[-1:]
+    if spacing == "karras":
+        between = torch.logaddexp(torch.log1p(-i) + first / (2.0 * rho), i.log() + last / (2.0 * rho))[1:-1]
+        return torch.cat([first, 2.0 * rho * between, last])
+    return first + (last - first) * i if spacing == "gamma" else gamma
+
+
+def _times(spacing: Times, i: Tensor) -> Tensor:
+    """Return explicit times as a tensor like i [steps + 1], checked."""
+    wanted = check_times(spacing)
+    if wanted is not None or len(spacing) != len(i):
+        raise InvalidValueError(
+            f"spacing must be {len(i)} {WANTED} for {len(i) - 1} steps between them, got {len(spacing)} times {spacing}"
+        )
+    return torch.tensor(spacing, dtype=i.dtype, device=i.device)

@@ -1,13 +1,14 @@
 """Averages over a data set: draw r of image i is sample r · N + i of one global batch of noise."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..diffusion import Execution
 from ..io.processes import is_first
 from ..io.shares import divide_work
 from ..kernels import InvalidValueError, Noise
@@ -38,7 +39,8 @@ class Batches:
 
     With ``sharded`` the processes of the run divide the batches among themselves (`fastdiff.io.shares`). The terms of
     every batch are sent to all, which add them up in the same order: the result is that of a single process, bit for
-    bit.
+    bit. ``execution`` says how the model is called; where it compiles, the last batch is padded with images that do not
+    count.
     """
 
     model: Model
@@ -47,6 +49,7 @@ class Batches:
     seed: int
     batch_size: int
     sharded: bool = False
+    execution: Execution = field(default_factory=Execution)
 
     def mean(self, draws: int, terms: Terms, bar: tqdm) -> list[Tensor]:
         """Return the means over ``draws`` draws of every image of the terms of a batch, float64 [N] each.
@@ -63,24 +66,27 @@ class Batches:
     def results(
         self, draws: int, compute: Callable[[Tensor, Tensor | None, Noise], Tensor], bar: tqdm
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images' indices int64 [B] of every batch, and float64 on the CPU, what ``compute`` returns for it.
+        """Yield the images' indices int64 [B] of every batch, and what ``compute`` returns for it, [..., B].
 
-        Images of a lazy source are checked here, batch by batch.
+        The results are float64 on the CPU. Images of a lazy source are checked here, batch by batch.
         """
         count = len(self.images)
-        firsts = range(0, count * draws, self.batch_size)
+        size = min(self.batch_size, count * draws)
+        firsts = range(0, count * draws, size)
 
-        def index(batch: int) -> Tensor:
+        def index(batch: int, padded: bool = False) -> Tensor:
             first = firsts[batch]
-            return torch.arange(first, min(first + self.batch_size, count * draws)) % count
+            return torch.arange(first, first + size if padded else min(first + size, count * draws)) % count
 
         def work(batch: int) -> Tensor:
-            x = self.images[index(batch)]
+            chosen = index(batch, padded=self.execution.compile)
+            x = self.images[chosen]
             if not isinstance(self.images, Tensor):
                 self.model.check_images("evaluate", x)
-            y = None if self.labels is None else self.labels[index(batch)].to(self.model.device)
+            y = None if self.labels is None else self.labels[chosen].to(self.model.device)
             noise = Noise(self.seed, EVALUATION_STEP, first_sample=firsts[batch])
-            return compute(x.to(self.model.device), y, noise).detach().double().cpu()
+            values = compute(x.to(self.model.device), y, noise).detach().double().cpu()
+            return values[..., : len(index(batch))]
 
         for batch, values in enumerate(divide_work(len(firsts), work, self.sharded)):
             yield index(batch), values

@@ -42,17 +42,17 @@ def evaluate_latents(
     autoencoder = model.autoencoder
 
     def describe(x: Tensor, _: Tensor | None, noise: Noise) -> Tensor:
-        """Return the means of all layers and the layers' terms side by side, [B, layers · latent + layers]."""
-        means = [mean for mean, _ in autoencoder.encode(x)]
-        nats = [values[:, None] for values in autoencoder.layer_nats(x, noise.to(x.device))]
-        return torch.cat([*means, *nats], 1)
+        """Return the means of all layers and the layers' terms one below the other, [layers · latent + layers, B]."""
+        means = [mean.mT for mean, _ in autoencoder.encode(x)]
+        nats = [values[None] for values in autoencoder.layer_nats(x, noise.to(x.device))]
+        return torch.cat([*means, *nats])
 
     batches = Batches(autoencoder, images, None, seed, batch_size, sharded)
     with (
         evaluating(autoencoder),
         progress_bar(len(images), "latents", progress, sharded) as bar,
     ):
-        found = torch.cat([values for _, values in batches.results(1, describe, bar)])
+        found = torch.cat([values for _, values in batches.results(1, describe, bar)], 1).mT
     size = model.latent_size
     layers = found.shape[1] // (size + 1)
     return {

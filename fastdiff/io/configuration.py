@@ -214,7 +214,8 @@ def _member(options: list[Any], value: Any, where: str) -> Any:
     tagged = {tag: option for option in options if (tag := _kind(option)) is not None}
     plain = [option for option in options if _kind(option) is None]
     if plain and not (tagged and isinstance(value, dict) and "kind" in value):
-        return next((option for option in plain if type(value) is option), plain[0])
+        found = tuple if type(value) is list else type(value)
+        return next((option for option in plain if (typing.get_origin(option) or option) is found), plain[0])
     if len(options) == 1:
         return options[0]
     kind = value.get("kind") if isinstance(value, dict) else value

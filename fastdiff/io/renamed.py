@@ -31,7 +31,10 @@ RENAMED_MODELS = {"restorer": "restoration"}
 FLATTENED = {"DiffuseVAEConfig": "refiner", "RestorationConfig": "refiner"}
 # Fields with a default that a configuration has got since: files that lack them are from before. Any other field that
 # is missing from a file is an error, whether it has a default or not.
-ADDED_KEYS: dict[str, frozenset[str]] = {"TrainConfig": frozenset({"images", "accumulate", "precision", "compile"})}
+ADDED_KEYS: dict[str, frozenset[str]] = {
+    "TrainConfig": frozenset({"images", "accumulate", "precision", "compile"}),
+    "VDMConfig": frozenset({"sigma_data"}),
+}
 # Prefixes of tensor names in model.safetensors, ema.safetensors and optimizer.safetensors.
 RENAMED_TENSORS = {
     "refiner.": "",

@@ -6,14 +6,14 @@ from ..io.configuration import ConfigError, from_dict
 from ..io.renamed import RENAMED_MODELS
 from ..kernels import InvalidTypeError
 from ..networks import BottleneckVAEConfig, ConcatUNetConfig, ConvVAEConfig, UNetConfig
-from .base import Diffusion, Model, ParameterGroups, check_model, evaluating
+from .base import Diffusion, Model, ParameterGroups, check_model, evaluating, uncompiled
 from .conditional import ConditionalDDPM, ConditionalDDPMConfig
 from .ddpm import DDPM, DDPMConfig
 from .degradations import AddNoise, Degradation, Downsample
 from .diffusevae import DiffuseVAE, DiffuseVAEConfig
 from .diffusion import DiffusionModel
 from .image_data import ImageConfig
-from .requests import Draw, Latents, Request, Start
+from .requests import Draw, Guidance, Latents, Request, Start
 from .restoration import Restoration, RestorationConfig
 from .vae import HVAE, HVAEConfig
 from .vdm import VDM, VDMConfig
@@ -72,7 +72,7 @@ def build(kind: object, config: object, where: str, **parts: Any) -> Model:
 __all__ = [
     "DDPM", "HVAE", "MODELS", "VDM", "AddNoise", "BottleneckVAEConfig", "ConcatUNetConfig", "ConditionalDDPM",
     "ConditionalDDPMConfig", "ConvVAEConfig", "DDPMConfig", "Degradation", "DiffuseVAE", "DiffuseVAEConfig",
-    "Diffusion", "DiffusionModel", "Downsample", "Draw", "HVAEConfig", "ImageConfig", "Latents", "Model",
+    "Diffusion", "DiffusionModel", "Downsample", "Draw", "Guidance", "HVAEConfig", "ImageConfig", "Latents", "Model",
     "ParameterGroups", "Request", "Restoration", "RestorationConfig", "Start", "UNetConfig", "VDMConfig", "build",
-    "check_model", "evaluating", "model_of",
+    "check_model", "evaluating", "model_of", "uncompiled",
 ]  # fmt: skip

@@ -136,7 +136,13 @@ class Model(ImageModel):
     # -------------------------------------------------------------------------------------------- bound
 
     def vlb(
-        self, x: Tensor, noise: Noise, T: int | None = None, labels: Tensor | None = None, total: int | None = None
+        self,
+        x: Tensor,
+        noise: Noise,
+        T: int | None = None,
+        labels: Tensor | None = None,
+        total: int | None = None,
+        proposal: Schedule | None = None,
     ) -> Vlb:
         """Return one unbiased draw of the upper bound on -log p(x) for every image, in nats.
 
@@ -146,9 +152,13 @@ class Model(ImageModel):
             T: number of steps, or None for continuous time.
             labels: int64 [B], or None.
             total: number of samples that the times are stratified over; by default this batch.
+            proposal: in continuous time, the schedule whose density p(gamma) = 1 / gamma'(t) gamma is drawn from,
+                between the model's endpoints; by default the model's own. The bound does not depend on it, the
+                variance of its estimate does.
 
         Raises:
-            InvalidTypeError, InvalidValueError: images, labels or T that do not fit.
+            InvalidTypeError, InvalidValueError: images, labels or T that do not fit, or a proposal for a finite T or a
+                model without a diffusion.
         """
         raise NotImplementedError
 
@@ -262,6 +272,14 @@ class Model(ImageModel):
         """Return the content of config.json: kind, configuration, the user's own parts, versions."""
         return describe(self)
 
+    def take_spacings(self, spacings: object, where: str = "spacings") -> None:
+        """Set the times that the model brings for samplers (`DiffusionModel.spacings`), from config.json.
+
+        Raises:
+            ConfigError: a model without a diffusion, or times that are not allowed.
+        """
+        raise ConfigError(f"{where} must be absent for a {self.kind} model, which has no sampler")
+
     def save(self, path: str | Path, record: Json | None = None) -> Path:
         """Write a checkpoint folder (config.json, model.safetensors, manifest.json) atomically; see `fastdiff.load`.
 
@@ -276,6 +294,12 @@ class Model(ImageModel):
         check_savable(self, str(path))
         description = self.description() | ({"record": record} if record is not None else {})
         return write_folder(path, {"config.json": description, "model.safetensors": self.state_dict()})
+
+
+def uncompiled(model: object) -> tuple[object, bool]:
+    """Return the module that ``torch.compile`` wrapped, and True; anything else as it is, and False."""
+    inner = getattr(model, "_orig_mod", None)
+    return (model, False) if inner is None else (inner, True)
 
 
 def check_model(where: str, model: object) -> Model:

@@ -22,7 +22,7 @@ from ..io.configuration import configuration, field, one_of
 from ..kernels import InvalidTypeError, InvalidValueError, to_unit_range
 from .base import Diffusion
 from .ddpm import DDPM, DDPMConfig
-from .requests import Request
+from .requests import Request, rows_of
 
 
 @configuration
@@ -112,7 +112,7 @@ class ConditionalDDPM(DDPM):
 
     def batches_of(self, cond: Tensor) -> Callable[[int, int], Tensor]:
         """Return what gives the images first .. first + count - 1 on the model's device."""
-        return lambda first, count: cond[first : first + count].to(self.device)
+        return lambda first, count: rows_of(cond, first, count).to(self.device)
 
     def prepare_cond(self, request: Request) -> Callable[[int, int], Tensor]:
         raise NotImplementedError

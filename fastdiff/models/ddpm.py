@@ -38,7 +38,7 @@ class DDPMConfig(ImageConfig):
         beta_first, beta_last, beta_count: the linear betas that define the schedule.
         variance: of p(z_s | z_t): ``"fixed_small"``, that of the posterior; ``"fixed_large"``, beta_t; ``"learned"``,
             between the two.
-        prediction: what the network predicts: ``"epsilon"``, ``"x"``, ``"v"`` or ``"score"``.
+        prediction: what the network predicts: ``"epsilon"``, ``"x"``, ``"v"``, ``"velocity"`` or ``"score"``.
         continuous_noise_conditioning: train at all noise levels and not at those of the chain alone: alpha is uniform
             between a level and the one below it (Chen et al. 2021, WaveGrad, algorithm 1; DiffuseVAE). Such a model
             can be sampled with chains of other betas, the first of them >= `LEAST_BETA`.

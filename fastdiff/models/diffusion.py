@@ -6,6 +6,7 @@ steps, or T - 1 and the decoder's call where the decoder calls the network too (
 """
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -21,13 +22,16 @@ from ..diffusion.bound import (
     stratified_times,
     training_times,
 )
-from ..diffusion.loop import Callback, sample_latents
-from ..diffusion.samplers import make_plan
-from ..diffusion.schedules import Schedule, gamma_table
+from ..diffusion.loop import Callback, Denoiser, Inputs
+from ..diffusion.plan import Plan
+from ..diffusion.planning import make_plan
+from ..diffusion.schedules import Schedule, device_of, gamma_table
+from ..diffusion.spacings import Spacings, spacings_from_json, spacings_to_json
+from ..io.folders import Json
 from ..kernels import InvalidTypeError, InvalidValueError, Noise, Stream, diffuse, eps_loss, to_unit_range
 from ..networks.dropout import set_dropout_noise
 from .base import Diffusion, Model, ParameterGroups, group_parameters
-from .requests import Draw, Request, labels_of_request
+from .requests import Draw, Guidance, Request, guidance_of_request, labels_of_request, rows_of
 
 DEFAULT_STEPS = 250  # of a sampler
 
@@ -37,10 +41,12 @@ class DiffusionModel(Model):
     `most_likely`.
 
     network_decoder: whether the decoder p(x | z_0) calls the network. variance: that of p(z_s | z_t), one of
-    `fastdiff.diffusion.VARIANCES`.
+    `fastdiff.diffusion.VARIANCES`. spacings: times for the samplers' spacing ``"model"``, by the name of the sampler
+    and the number of steps; they are saved with the model.
     """
 
     latent_variables = ("x_T",)
+    spacings: Spacings = MappingProxyType({})
     network_decoder: ClassVar[bool] = False
     gamma: Schedule
     network: nn.Module
@@ -103,7 +109,13 @@ class DiffusionModel(Model):
     # -------------------------------------------------------------------------------------------- bound
 
     def vlb(
-        self, x: Tensor, noise: Noise, T: int | None = None, labels: Tensor | None = None, total: int | None = None
+        self,
+        x: Tensor,
+        noise: Noise,
+        T: int | None = None,
+        labels: Tensor | None = None,
+        total: int | None = None,
+        proposal: Schedule | None = None,
     ) -> Vlb:
         """Return one unbiased draw of the bound for every image, in nats (Kingma et al. 2021, eq. 11).
 
@@ -113,11 +125,13 @@ class DiffusionModel(Model):
         self.check_noise("vlb", noise)
         self.check_labels("vlb", labels, len(x))
         num_transitions = self.num_transitions(self.check_T("vlb", T))
+        if proposal is not None and num_transitions is not None:
+            raise InvalidValueError(f"vlb: proposal must be None at a finite T, got T = {T}")
         u = stratified_times(noise, len(x), total).to(x.device)
         cond, cond_nats = self.draw_cond(x, noise)
         data = to_unit_range(x, self.levels)
         recon, prior = self._end_terms(x, data, noise, labels, cond)
-        diffusion = self._diffusion(data, noise, u, num_transitions, labels, cond)
+        diffusion = self._diffusion(data, noise, u, num_transitions, labels, cond, proposal)
         return Vlb(recon, plus_cond(prior, cond_nats), diffusion)
 
     def _end_terms(
@@ -136,15 +150,17 @@ class DiffusionModel(Model):
         num_transitions: int | None,
         labels: Tensor | None,
         cond: Tensor | None,
+        proposal: Schedule | None = None,
     ) -> Tensor:
         """The diffusion term of data in [-1, 1] at times u float64 [B] in [0, 1), [B].
 
-        T = infinity: ½ gamma'(t) |eps - eps_hat|² (Kingma et al. 2021, eq. 17). Finite T: the number of steps times
+        T = infinity: ½ gamma'(t) |eps - eps_hat|² (Kingma et al. 2021, eq. 17), for any schedule between the model's
+        endpoints: the model's own, or a proposal. Finite T: the number of steps times
         KL(q(z_s | z_t, x) || p(z_s | z_t)) of the step that u selects.
         """
         eps = drawn_once(noise.at(stream=Stream.DIFFUSION), data)
         if num_transitions is None:
-            gamma_t, slope = self.gamma.both(u)
+            gamma_t, slope = (self.gamma if proposal is None else proposal).both(u)
             eps_hat = self.eps_hat(diffuse(data, gamma_t.float(), eps), gamma_t.float(), labels, cond)
             return eps_loss(eps_hat, eps, 0.5 * slope.float())
         s, t = finite_times(u, num_transitions)
@@ -217,7 +233,9 @@ class DiffusionModel(Model):
         if loss != "elbo" and gamma_t.requires_grad:
             # The network follows the loss, the schedule the bound: the gradient that reaches gamma_t through the
             # network has the factor ``weight``, which is replaced by that of the bound, ½ slope.
-            gamma_t.register_hook(lambda gradient: gradient * (0.5 * slope.detach() / weight))
+            # Where the weight underflows, the gradient does too, and the factor must not be infinite.
+            factor = 0.5 * slope.detach() / weight.clamp(min=1e-30)
+            gamma_t.register_hook(lambda gradient: gradient * factor)
         cond, cond_nats = self.draw_cond(x, noise)
         data = to_unit_range(x, self.levels)
         eps = drawn_once(noise.at(stream=Stream.DIFFUSION), data)
@@ -265,23 +283,26 @@ class DiffusionModel(Model):
     def prepare(self, request: Request) -> Draw:
         self.check_options(request)
         steps = DEFAULT_STEPS if request.steps is None else request.steps
-        labels = labels_of_request(request.labels, request.guidance, request.n, self.num_classes)
-        guidance = None if request.guidance == 1.0 else request.guidance  # 1 is the conditional model alone
-        plan = make_plan(request.sampler, self.gamma, steps, self.variance, self.network_decoder)
-        plan = plan.with_guidance(guidance)
+        labels = labels_of_request(request.labels, request.n, self.num_classes)
+        guidance = guidance_of_request(request.guidance, labels)
+        plan = make_plan(request.sampler, self.gamma, steps, self.variance, self.network_decoder, self.spacings)
+        plan = self._guided(plan, guidance)
         cond_of = self.prepare_cond(request)
-        last_call = len(plan.gamma) * (1 if guidance is None else 2)
+        last_call = len(plan.gamma) + sum(plan.guided)
+
+        def without_labels(y: Tensor | None, cond: Tensor | None) -> Inputs | None:
+            return None if guidance is None or y is None else (torch.full_like(y, self.null_label), cond)
 
         def batch(first: int, count: int, callback: Callback | None) -> Tensor:
             noise = Noise(request.seed, first_sample=0 if request.shared_noise else first).to(self.device)
-            y = None if labels is None else labels[first : first + count].to(self.device)
+            y = None if labels is None else rows_of(labels, first, count).to(self.device)
             cond = cond_of(first, count)
-            z_0 = sample_latents(
-                lambda z_t, gamma: self.predict(z_t, gamma, y, cond),
+            z_0 = request.execution.sample_latents(
+                self,
+                Denoiser(self.predict, (y, cond), without_labels(y, cond)),
                 self.initial_latents(request, first, count, noise) * request.sampler.temperature,
                 plan,
                 noise,
-                None if guidance is None else lambda z_t, gamma: self.predict(z_t, gamma, None, cond),
                 request.shared_noise,
                 self.shown_callback(callback, cond, last_call),
             )
@@ -289,10 +310,20 @@ class DiffusionModel(Model):
 
         return Draw(len(plan.gamma), batch)
 
+    def _guided(self, plan: Plan, guidance: Guidance | None) -> Plan:
+        """Return the plan with the guidance's weight in the rows whose noise level lies in its interval of times."""
+        if guidance is None:
+            return plan.with_guidance(None)
+        with torch.no_grad():
+            place = device_of(self.gamma)
+            low, high = self.gamma(torch.tensor(guidance.interval, dtype=torch.float64, device=place)).tolist()
+        rounding = 1e-6 * max(1.0, abs(low), abs(high))  # of schedules in float32
+        return plan.with_guidance(guidance.weight, low - rounding, high + rounding)
+
     def initial_latents(self, request: Request, first: int, count: int, noise: Noise) -> Tensor:
         """Return z_1 of a batch of a request, [count, C, H, W], in the layout that the network returns."""
         if request.initial is not None:
-            z = request.initial[first : first + count].to(self.device)
+            z = rows_of(request.initial, first, count).to(self.device)
         else:
             drawn = 1 if request.shared_noise else count
             z = noise.at(stream=Stream.INITIAL).normal((drawn, *self.shape)).expand(count, *self.shape)
@@ -309,6 +340,19 @@ class DiffusionModel(Model):
         ``last_call`` is the number of function evaluations after the last step.
         """
         return callback
+
+    # -------------------------------------------------------------------------------------------- files
+
+    def description(self) -> Json:
+        content = super().description()
+        if not self.spacings:
+            return content
+        spacings = spacings_to_json(self.spacings)
+        spacings_from_json(spacings, "spacings", self.network_decoder)  # or `fastdiff.load` would reject it
+        return content | {"spacings": spacings}
+
+    def take_spacings(self, spacings: object, where: str = "spacings") -> None:
+        self.spacings = spacings_from_json(spacings, where, self.network_decoder)
 
 
 def drawn_once(noise: Noise, like: Tensor) -> Noise | Tensor:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..diffusion.execution import Execution
 from ..diffusion.loop import Callback
 from ..diffusion.samplers import Ancestral, Sampler
 from ..kernels import InvalidTypeError, InvalidValueError, Noise
@@ -57,7 +58,7 @@ class Latents:
     def draw(self, prior: Callable[..., Tensor], first: int, count: int, noise: Noise) -> Tensor:
         """Return z_1 [count, latent] of the samples from ``first``; ``prior`` is `Model.prior_latents`."""
         if self.z is not None:
-            return self.z[first : first + count].to(noise.key.device)
+            return rows_of(self.z, first, count).to(noise.key.device)
         if self.mixture is None:
             return prior(count, noise, self.temperature)
         assert not isinstance(self.mixture, (str, Path)), "the mixture is loaded before a request is made"
@@ -65,11 +66,40 @@ class Latents:
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho and Salimans 2022): eps_hat <- u + weight (eps_hat - u), u without a label.
+
+    Args:
+        weight: 1 is the conditional model.
+        interval: (low, high) within [0, 1], the times t in which the weight applies (Kynkäänniemi et al. 2024). Outside
+            of it the conditional model is called alone, so that a short interval saves calls of the network.
+
+    Raises:
+        InvalidValueError: a weight that is not finite, or an interval outside of [0, 1].
+    """
+
+    weight: float
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.weight, (int, float)) and not isinstance(self.weight, bool)
+        if not number or not math.isfinite(self.weight):
+            raise InvalidValueError(f"sample: guidance must be a finite number or None, got {self.weight!r}")
+        interval = self.interval
+        pair = isinstance(interval, (tuple, list)) and len(interval) == 2
+        numbers = pair and all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in interval)
+        if not numbers or not 0.0 <= interval[0] <= interval[1] <= 1.0:
+            raise InvalidValueError(
+                f"Guidance: interval must be (low, high) with 0 <= low <= high <= 1, got {interval!r}"
+            )
+
+
+@dataclass(frozen=True)
 class Request:
     """A request for ``n`` images; the options are those of `fastdiff.sample`.
 
     ``initial`` is x_T, [n, C, H, W], instead of drawing it. With ``shared_noise`` all images take the noise of sample
-    0, in x_T and in every step.
+    0, in x_T and in every step. ``execution`` says how the model is called.
     """
 
     n: int
@@ -77,11 +107,12 @@ class Request:
     steps: int | None = None
     sampler: Sampler = Ancestral()  # noqa: RUF009
     labels: object = None
-    guidance: float | None = None
+    guidance: float | Guidance | None = None
     cond: object = None
     latents: Latents | None = None
     initial: Tensor | None = None
     shared_noise: bool = False
+    execution: Execution = field(default_factory=Execution, compare=False)
 
 
 # The options that not every model accepts, and their defaults.
@@ -95,7 +126,8 @@ DEFAULTS = {
 class Draw:
     """A checked request: ``batch(first, count, callback)`` draws the images first .. first + count - 1, uint8.
 
-    ``rows`` is the number of times that a batch calls ``callback``.
+    ``rows`` is the number of times that a batch calls ``callback``. A batch may reach beyond the last image of the
+    request: the images there are thrown away (`rows_of`).
     """
 
     rows: int
@@ -115,20 +147,35 @@ class Start:
     cond: Tensor | None = None
 
 
-def labels_of_request(labels: object, guidance: float | None, n: int, num_classes: int) -> Tensor | None:
+def rows_of(tensor: Tensor, first: int, count: int) -> Tensor:
+    """Return the rows first .. first + count - 1 of a tensor [n, ...]; beyond its end the last row again."""
+    rows = tensor[first : first + count]
+    missing = count - len(rows)
+    return rows if not missing else torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+
+
+def guidance_of_request(guidance: float | Guidance | None, labels: object) -> Guidance | None:
+    """Return the guidance of a request; None where the conditional model alone is called.
+
+    Raises:
+        InvalidValueError: guidance without labels, or that is not finite.
+    """
+    if guidance is None:
+        return None
+    if labels is None:
+        raise InvalidValueError(f"sample: guidance must be None without labels, got {guidance!r}")
+    guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+    return None if guidance.weight == 1.0 else guidance
+
+
+def labels_of_request(labels: object, n: int, num_classes: int) -> Tensor | None:
     """Return the labels of a request as int64 [n], or None.
 
     Raises:
-        InvalidTypeError, InvalidValueError: labels that are not one class or n classes; guidance without labels or
-            that is not finite.
+        InvalidTypeError, InvalidValueError: labels that are not one class or n classes.
     """
     if labels is None:
-        if guidance is not None:
-            raise InvalidValueError(f"sample: guidance must be None without labels, got {guidance!r}")
         return None
-    number = isinstance(guidance, (int, float)) and not isinstance(guidance, bool)
-    if guidance is not None and not (number and math.isfinite(guidance)):
-        raise InvalidValueError(f"sample: guidance must be a finite number or None, got {guidance!r}")
     wanted = f"an integer in 0 .. {num_classes - 1}, or one for each of the n = {n} images"
     try:
         tensor = torch.as_tensor(labels)

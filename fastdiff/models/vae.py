@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..diffusion.bound import Objective, Vlb
 from ..diffusion.loop import Callback, SamplingError
+from ..diffusion.schedules import Schedule
 from ..io.configuration import ConfigError, at_least, configuration, field
 from ..kernels import (
     InvalidTypeError,
@@ -154,13 +155,21 @@ class HVAE(Model):
         return Terms(latents, decoder_nll(x, mean, logvar, self.levels), layers)
 
     def vlb(
-        self, x: Tensor, noise: Noise, T: int | None = None, labels: Tensor | None = None, total: int | None = None
+        self,
+        x: Tensor,
+        noise: Noise,
+        T: int | None = None,
+        labels: Tensor | None = None,
+        total: int | None = None,
+        proposal: Schedule | None = None,
     ) -> Vlb:
         """Return one unbiased draw of the bound for every image, in nats; see `Terms`.
 
-        T is the depth or None, labels is None, and ``total`` is not used, since a VAE has no times.
+        T is the depth or None, labels and proposal are None, and ``total`` is not used, since a VAE has no times.
         """
         self.check_T("vlb", T)
+        if proposal is not None:
+            raise InvalidValueError(f"vlb: proposal must be None for a {self.kind} model, which has no noise schedule")
         self.check_images("vlb", x)
         self.check_labels("vlb", labels, len(x))
         return self.terms(x, noise).vlb
@@ -262,7 +271,9 @@ class HVAE(Model):
             raise InvalidValueError(f"decode: layer must be in 1 .. {config.depth}, got {layer}")
         if z.dim() != 2 or z.shape[1] != config.latent:
             raise InvalidValueError(f"decode: z must have shape [B, {config.latent}], got {tuple(z.shape)}")
-        mean = self.decoder(self.descend(z, noise, layer))[0]
+        return self._most_likely(self.decoder(self.descend(z, noise, layer))[0])
+
+    def _most_likely(self, mean: Tensor) -> Tensor:
         if not torch.isfinite(mean).all():
             raise SamplingError("the sample is not finite; check the weights, the latents and their temperature")
         return self.nearest_level(mean)
@@ -319,7 +330,9 @@ class HVAE(Model):
 
         def batch(first: int, count: int, callback: Callback | None) -> Tensor:
             noise = Noise(request.seed, first_sample=first).to(self.device)
-            return self.decode(latents.draw(self.prior_latents, first, count, noise))
+            z_1 = latents.draw(self.prior_latents, first, count, noise)
+            with torch.no_grad():
+                return self._most_likely(request.execution.call(self.decoder)(z_1)[0])
 
         return Draw(1, batch)
 

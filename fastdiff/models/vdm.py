@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.pinned_schedules import SCHEDULES
+from ..diffusion.preconditioning import eps_from_edm, unit_variance
 from ..diffusion.process import PREDICTIONS, alpha, eps_from_x
 from ..diffusion.schedules import as_schedule
-from ..io.configuration import ConfigError, between, configuration, field, one_of
+from ..io.configuration import ConfigError, between, configuration, field, more_than, one_of
 from ..kernels import decoder_nll, fourier_features, to_unit_range
 from ..networks import ConcatUNetConfig, UNetConfig
 from .diffusion import DiffusionModel, check_network, checked_output
@@ -31,13 +32,18 @@ class VDMConfig(ImageConfig):
         gamma_0, gamma_1: endpoints of the schedule, or their initial values; the network's noise_level is
             (gamma - gamma_0) / (gamma_1 - gamma_0).
         learn_endpoints: whether the endpoints are trained on the bound.
-        schedule: the schedule between the endpoints: ``"linear"``, ``"cosine"``, ``"beta-linear"``, or ``"learned"``, a
-            monotone network that is trained to reduce the variance of the loss.
+        schedule: the schedule between the endpoints: ``"linear"``, ``"cosine"``, ``"beta-linear"``, ``"flow"``, the
+            straight path of flow matching, ``"importance-v"`` and ``"importance-velocity"``, whose loss has little
+            variance for these predictions, or ``"learned"``, a monotone network that is trained to reduce the variance
+            of the loss.
         fourier: (n_min, n_max) of the Fourier features of z_t, or None for none. Their argument is scaled by
             levels / 2^round(log2 levels), so that the period of a feature is a whole number of levels, as for bytes.
-        prediction: what the network predicts. ``"epsilon"``: eps_hat = z_t + output. ``"x"``, ``"v"``, ``"score"``: the
-            output is that prediction. ``"categorical"``: the output holds log-probabilities of the levels of each
-            pixel, and eps_hat follows from the posterior mean of x; see `VDM.predict`.
+        prediction: what the network predicts. ``"epsilon"``: eps_hat = z_t + output. ``"x"``, ``"v"``, ``"velocity"``
+            (eps - x, of flow matching), ``"score"``: the output is that prediction. ``"edm"``: EDM's preconditioning of
+            input and output, see `fastdiff.diffusion.preconditioning`. ``"categorical"``: the output holds
+            log-probabilities of the levels of each pixel, and eps_hat follows from the posterior mean of x; see
+            `VDM.predict`.
+        sigma_data: deviation of the data that the prediction ``"edm"`` assumes; the others ignore it.
         network: a `UNetConfig`, or a `ConcatUNetConfig` for the networks of the papers.
     """
 
@@ -46,7 +52,8 @@ class VDMConfig(ImageConfig):
     learn_endpoints: bool = True
     schedule: str = field(one_of(*SCHEDULES), default="linear")
     fourier: tuple[int, int] | None = (7, 8)
-    prediction: str = field(one_of(*PREDICTIONS, "categorical"), default="epsilon")
+    prediction: str = field(one_of(*PREDICTIONS, "edm", "categorical"), default="epsilon")
+    sigma_data: float = field(more_than(0.0), default=0.5)
     network: UNetConfig | ConcatUNetConfig = field(factory=UNetConfig)
 
     def __attrs_post_init__(self) -> None:
@@ -118,17 +125,13 @@ class VDM(DiffusionModel):
         """
         config = self.config
         labels = self.labels_or_null("eps_hat", labels, z_t)
-        features = z_t
-        if config.fourier is not None:
-            period = config.levels / 2.0 ** round(math.log2(config.levels))
-            device = z_t.device.type  # under autocast the features have the dtype of the network's first convolution
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-            features = fourier_features(period * z_t, *config.fourier, dtype=dtype)
         noise_level = (gamma - config.gamma_0) / (config.gamma_1 - config.gamma_0)
-        out = checked_output(self.network(features, noise_level, labels), z_t, config.channels_out)
+        gamma = gamma[:, None, None, None]
+        out = checked_output(self.network(self.features(z_t, gamma), noise_level, labels), z_t, config.channels_out)
         if config.prediction == "epsilon":
             return z_t + out, None
-        gamma = gamma[:, None, None, None]
+        if config.prediction == "edm":
+            return eps_from_edm(z_t, out, gamma, config.sigma_data), None
         if config.prediction != "categorical":
             return PREDICTIONS[config.prediction](z_t, out, gamma), None
         prior = out.unflatten(1, (config.shape[0], config.levels))  # [B, C, levels, H, W]
@@ -136,6 +139,24 @@ class VDM(DiffusionModel):
         distance = (z_t / alpha(gamma)).unsqueeze(2) - levels
         posterior = torch.softmax(prior - 0.5 * torch.exp(-gamma).unsqueeze(2) * distance.square(), dim=2)
         return eps_from_x(z_t, (posterior * levels).sum(2), gamma), None
+
+    def features(self, z_t: Tensor, gamma: Tensor) -> Tensor:
+        """Return the network's input [B, channels_in, H, W] for z_t [B, C, H, W] at gamma [B, 1, 1, 1].
+
+        It is z_t and its Fourier features. With the prediction ``"edm"`` z_t is scaled to unit variance. The Fourier
+        features remain those of z_t, whose period fits the levels where they matter: near the data.
+        """
+        config = self.config
+        seen = unit_variance(z_t, gamma, config.sigma_data) if config.prediction == "edm" else None
+        if config.fourier is None:
+            return z_t if seen is None else seen
+        period = config.levels / 2.0 ** round(math.log2(config.levels))
+        device = z_t.device.type  # under autocast the features have the dtype of the network's first convolution
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        features = fourier_features(period * z_t, *config.fourier, dtype=dtype)
+        if seen is None:
+            return features
+        return torch.cat([seen.to(features.dtype), features[:, z_t.shape[1] :]], dim=1)
 
     def recon_nats(self, x: Tensor, z_0: Tensor, labels: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
         gamma_0, _ = self.gamma.endpoints()

@@ -5,7 +5,7 @@ models (Kingma et al. 2021, arXiv:2107.00630, appendix B). `ConcatUNetConfig` ha
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -125,6 +125,7 @@ class ConcatUNet(nn.Module):
         if self.label_embedding is not None:
             embedding = embedding + self.label_embedding(labels)
         shifts = self._shifts(F.silu(embedding))
+        x = x.to(self.conv_in.weight.dtype)  # of a network in 16 bits, whose caller computes in float32
         h = Sum(self.conv_in(x.contiguous(memory_format=torch.channels_last)))  # [B, width, H, W]
         skips = [h]
         for down in self.down:
@@ -154,7 +155,8 @@ class _NoiseEmbedding(nn.Module):
     """Embedding of a noise level in [0, 1]: [B] to [B, 4 width].
 
     MLP([sin(1000 f_i noise_level), cos(1000 f_i noise_level)]), f_i = 10000^(-i / (n - 1)) for i = 0 .. n - 1 with
-    n = width / 2: the positional encoding of Vaswani et al. (2017, section 3.5) with the frequencies of Ho et al.
+    n = width / 2: the positional encoding of Vaswani et al. (2017, section 3.5) with the frequencies of Ho et al. The
+    features are computed in float32 also where the network has 16 bits: angles reach 1000.
     """
 
     frequencies: Tensor
@@ -166,9 +168,19 @@ class _NoiseEmbedding(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
 
+    def _apply(self, fn: Callable, recurse: bool = True) -> "_NoiseEmbedding":
+        kept = self.frequencies
+        super()._apply(fn, recurse)  # moves them; a network in 16 bits keeps them in float32
+        if self.frequencies.dtype.itemsize < kept.dtype.itemsize:
+            self.frequencies = kept.to(self.frequencies.device)
+        return self
+
     def forward(self, noise_level: Tensor) -> Tensor:
         angle = 1000.0 * noise_level[:, None] * self.frequencies  # [B, width / 2]
-        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=1))
+        features = torch.cat([angle.sin(), angle.cos()], dim=1)
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        return self.mlp(features.to(first.weight.dtype))
 
 
 class _ResBlock(nn.Module):

@@ -1,11 +1,12 @@
 """Images from models: sampling, interpolation in the latents, reconstruction, mixtures of latents."""
 
-from .images import draw_images, sample_images
+from .engine import Engine, sample_images
+from .images import draw_images
 from .interpolation import interpolate
 from .mixtures import LatentMixture, MixtureError, fit_mixture, load_mixture
 from .reconstruction import Reconstruction, reconstruct
 
 __all__ = [
-    "LatentMixture", "MixtureError", "Reconstruction", "draw_images", "fit_mixture", "interpolate", "load_mixture",
-    "reconstruct", "sample_images",
+    "Engine", "LatentMixture", "MixtureError", "Reconstruction", "draw_images", "fit_mixture", "interpolate",
+    "load_mixture", "reconstruct", "sample_images",
 ]  # fmt: skip

@@ -1,6 +1,5 @@
-"""The implementation of `fastdiff.sample`, and the one way from a request to images that all callers take."""
+"""The one way from a request to images that all callers take, batch by batch."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,59 +8,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoints import load
-from ..diffusion import Callback, Plan, Sampler, as_sampler
-from ..io.pictures import to_pil, to_uint8
-from ..io.processes import check_device, count, is_first, rank
+from ..diffusion import Callback
+from ..io.processes import count, is_first, rank
 from ..io.shares import divide_work
-from ..kernels import FastdiffError, InvalidTypeError, InvalidValueError, Noise
-from ..models import Draw, Latents, Model, Request, check_model, evaluating
+from ..kernels import FastdiffError, InvalidTypeError, InvalidValueError
+from ..models import Draw, Latents, Model, Request, evaluating
 from .mixtures import load_mixture
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-OUTPUTS = ("uint8", "levels", "float", "pil")
+    pass
 
 
 class OutOfMemoryError(FastdiffError, RuntimeError):
     """One image does not fit into the memory of the device."""
-
-
-def sample_images(
-    model: Model | str | Path,
-    n: int,
-    steps: int | None,
-    sampler: str | Sampler | Callable[[Tensor], Plan],
-    seed: int,
-    labels: object,
-    guidance: float | None,
-    cond: Tensor | None,
-    latents: Latents | None,
-    batch_size: int,
-    output: str,
-    device: torch.device | str | None,
-    progress: bool,
-    callback: Callback | None,
-    sharded: bool = False,
-) -> "Tensor | list[Image.Image]":
-    """Draw images from a model; see `fastdiff.sample`, and `draw_images` for ``sharded``."""
-    n, batch_size = check_count("sample", "n", n, 0), check_count("sample", "batch_size", batch_size, 1)
-    if output not in OUTPUTS:
-        raise InvalidValueError(f"sample: output must be one of {', '.join(OUTPUTS)}, got {output!r}")
-    if callback is not None and not callable(callback):
-        raise InvalidTypeError(f"sample: callback must be a callable (step, nfe, z_t, x_hat) or None, got {callback!r}")
-    Noise(seed)  # checks it
-    model = check_model("sample", load(model) if isinstance(model, (str, Path)) else model)
-    model = model if device is None else model.to(check_device(device))
-    request = Request(n, seed, steps, as_sampler(sampler), labels, guidance, cond, latents)
-    images = draw_images(model, request, batch_size, progress, callback, sharded)
-    if output == "levels":
-        return images
-    if output == "float":
-        return images.float() * (2.0 / (model.levels - 1)) - 1.0
-    images = to_uint8(images, model.levels)
-    return images if output == "uint8" else [to_pil(image) for image in images]
 
 
 def draw_images(
@@ -83,7 +42,8 @@ def draw_images(
     """
     request = _with_mixture(model, request)
     draw = model.prepare(request)
-    firsts = range(0, request.n, batch_size)
+    size, padded = _batches(model, request, batch_size)
+    firsts = range(0, request.n, size)
     shares, own = (count(), rank()) if sharded else (1, 0)
     total = len(firsts[own::shares]) * draw.rows
     shown = progress and (not sharded or is_first())
@@ -95,7 +55,8 @@ def draw_images(
 
         def batch(index: int) -> Tensor:
             first, reporting = firsts[index], _reporting(bar, callback) if shown else callback
-            drawn = _draw(draw, first, min(batch_size, request.n - first), reporting)
+            wanted = min(size, request.n - first)
+            drawn = _draw(draw, request, first, wanted, size if padded else wanted, padded, reporting)
             bar.update((index // shares + 1) * draw.rows - bar.n)  # a VAE calls no callback
             return drawn
 
@@ -103,18 +64,49 @@ def draw_images(
     return torch.cat(images)
 
 
-def _draw(draw: Draw, first: int, count: int, callback: Callback | None) -> Tensor:
-    """Draw images, on the CPU: in halves where the memory of the device is too small. They are the same ones."""
-    try:
-        return draw.batch(first, count, callback).cpu().contiguous()
-    except torch.OutOfMemoryError as error:
-        if count == 1:
-            raise OutOfMemoryError(f"the memory of the device is too small for one image: {error}") from error
-    # outside of the except clause, whose exception holds the tensors of the attempt
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    half = count // 2
-    return torch.cat([_draw(draw, first, half, callback), _draw(draw, first + half, count - half, callback)])
+def _batches(model: Model, request: Request, batch_size: int) -> tuple[int, bool]:
+    """Return the size of the batches of a request, and whether the last one is padded to it."""
+    execution = request.execution
+    if execution.micro_batch:
+        return execution.micro_batch, True
+    return max(1, min(batch_size, request.n)), execution.is_fixed(model.device)
+
+
+def _draw(
+    draw: Draw, request: Request, first: int, wanted: int, largest: int, padded: bool, callback: Callback | None
+) -> Tensor:
+    """Draw ``wanted`` images on the CPU, in batches of ``largest`` images; ``padded`` ones have that size exactly.
+
+    Where the memory of the device is too small, they are drawn in smaller batches. They are the same images.
+    """
+    execution, parts, done = request.execution, [], 0
+    while done < wanted:
+        size = min(largest, execution.largest_batch or largest)
+        count = min(size, wanted - done)
+        size = size if padded else count
+        try:
+            images = draw.batch(first + done, size, _first_of_batch(callback, count, size))
+            parts.append(images[:count].cpu().contiguous())
+        except torch.OutOfMemoryError as error:
+            if size == 1 or execution.micro_batch:
+                what = "one image" if size == 1 else f"batch_invariant = {size} images at once; choose a smaller number"
+                raise OutOfMemoryError(f"the memory of the device is too small for {what}: {error}") from error
+        else:
+            done += count
+            continue
+        # outside of the except clause, whose exception holds the tensors of the attempt
+        execution.clear()
+        execution.largest_batch = size // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return torch.cat(parts)
+
+
+def _first_of_batch(callback: Callback | None, count: int, size: int) -> Callback | None:
+    """Return a callback that sees the first ``count`` images of a batch of ``size``."""
+    if callback is None or count == size:
+        return callback
+    return lambda step, nfe, z_t, x_hat: callback(step, nfe, z_t[:count], x_hat[:count])
 
 
 def _reporting(bar: tqdm, callback: Callback | None) -> Callback:

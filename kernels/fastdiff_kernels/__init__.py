@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from .gaussian_log_ratio import gaussian_log_ratio
     from .group_norm import group_norm_silu
     from .noise import Noise, Stream
+    from .noise_sum import noise_sum
     from .reparameterize import reparameterize
     from .sampler_step import sampler_step
 
 __all__ = [
     "BackendError", "FastdiffError", "InvalidTypeError", "InvalidValueError", "Noise", "Stream",
     "UnsupportedTransformError", "backend", "decoder_nll", "diffuse", "dropout", "eps_loss",
-    "fourier_features", "gaussian_log_ratio", "group_norm_silu", "reparameterize", "sampler_step", "to_unit_range",
-    "use_backend",
+    "fourier_features", "gaussian_log_ratio", "group_norm_silu", "noise_sum", "reparameterize", "sampler_step",
+    "to_unit_range", "use_backend",
 ]  # fmt: skip
 
 _MODULES = {

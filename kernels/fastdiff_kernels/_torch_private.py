@@ -12,9 +12,14 @@ right and costs 10 to 30 µs more, and values of arguments are not checked. With
 mode is then found by ``unpack_dual``, which is public.
 """
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+Constant = TypeVar("Constant", bound=Callable[..., Any])
 
 try:
     from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
@@ -59,15 +64,21 @@ def functorch_transforms() -> set[str]:
     return {transform.key().name for transform in get_interpreter_stack() or []}
 
 
+def constant_result(function: Constant) -> Constant:
+    """Mark a function whose result a compiler reads while it traces, as ``torch.compiler.assume_constant_result``.
+
+    That would import the compiler and Triton where the function is defined.
+    """
+    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
+@constant_result
 def vmap_levels() -> tuple[int, ...]:
     """Levels of the active ``vmap``s; empty where unknown. A compiler reads them while it traces."""
     if TransformType is None or get_interpreter_stack is None:
         return ()
     return tuple(layer.level() for layer in get_interpreter_stack() or [] if layer.key().name == "Vmap")
-
-
-# what torch.compiler.assume_constant_result does, which would import the compiler and Triton here
-vmap_levels._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def batched_levels(tensor: Tensor) -> set[int]:

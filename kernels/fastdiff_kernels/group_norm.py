@@ -45,6 +45,7 @@ from .group_norm_gradient import gradient_triton
 from .group_norm_kernels import forward_triton
 from .group_norm_layout import empty_gradients, joined_like, total_like
 from .group_norm_reference import forward_reference, gradient_reference
+from .group_norm_traced import forward_traced, is_traced
 from .registration import register
 
 WHERE = "group_norm_silu"
@@ -120,8 +121,13 @@ def group_norm_silu(
     eps = real_number(WHERE, "eps", eps)
     if not eps >= 0.0:
         raise InvalidValueError(f"{WHERE}: eps must be >= 0, got {eps}")
-    y, total, *_ = _forward_op(x, groups, weight, bias, scale, shift, pre_shift, residual, skip, activation, eps)
+    y, total, *_ = _forward(x, groups, weight, bias, scale, shift, pre_shift, residual, skip, activation, eps)
     return y if residual is None and skip is None else (y, total)
+
+
+def _forward(x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    """Call the registered operation, or what a compiler sees in its place on a CPU."""
+    return forward_traced(x, *others) if is_traced(x) else _forward_op(x, *others)
 
 
 def _check_per_channel(name: str, value: object, channels: int, x: Tensor) -> None:

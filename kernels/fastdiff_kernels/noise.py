@@ -53,6 +53,7 @@ class Stream:
     PROBE = 12  # directions of Hutchinson's estimate of a divergence
     MIXTURE = 13  # component of a mixture of latents
     DEGRADATION = 14  # noise that is added to an image before it is restored
+    BROWNIAN = 15  # nodes of a Brownian path of the sampler's noise
 
 
 class Noise:
@@ -184,11 +185,11 @@ def draw_reference(key: Tensor, shape: Sequence[int], dtype: torch.dtype, normal
         for q in range(0, quads, columns):
             c0 = torch.arange(q, min(q + columns, quads), device=key.device)[None].bitwise_and(MASK)
             words = philox(seed % 2**64, c0, c1, c2, c3)
-            _write(out[b : b + rows, q : q + columns], [uniform_from_word(word) for word in words], normal)
+            write_draws(out[b : b + rows, q : q + columns], [uniform_from_word(word) for word in words], normal)
     return out.view(batch, quads * 4)[:, :n].to(dtype).contiguous().view(*shape)
 
 
-def _write(out: Tensor, u: list[Tensor], normal: bool) -> None:
+def write_draws(out: Tensor, u: list[Tensor], normal: bool) -> None:
     """Write the four uniforms of each counter, or the normals that they give, into out [..., 4]."""
     if not normal:
         torch.stack(u, dim=-1, out=out) if out.is_contiguous() else out.copy_(torch.stack(u, dim=-1))

@@ -102,16 +102,16 @@ def multiply_wide(a, FACTOR: constexpr):
 
 
 @jit
-def philox_words(key_ptr, sample, quad, stream=None):
+def philox_words(key_ptr, sample, quad, stream=None, step=None):
     """The four words of counter (quad, first_sample + sample, step, stream). quad is int32 of any shape.
 
-    A stream that is passed replaces that of the key.
+    A stream or a step that is passed replaces that of the key.
     """
     seed = tl.load(key_ptr)
     k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     c0 = quad.to(tl.uint32)
     c1 = (tl.load(key_ptr + 2) + sample).to(tl.uint32)
-    c2 = tl.load(key_ptr + 1).to(tl.uint32)
+    c2 = tl.load(key_ptr + 1).to(tl.uint32) if step is None else step.to(tl.uint32)
     c3 = tl.load(key_ptr + 3).to(tl.uint32) if stream is None else tl.cast(stream, tl.uint32)
     for _ in tl.static_range(10):
         high0, low0 = multiply_wide(c0, _ROUND_A)

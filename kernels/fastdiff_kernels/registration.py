@@ -17,6 +17,7 @@ from .errors import UnsupportedTransformError
 
 PLAIN = (Tensor, torch.nn.Parameter)
 LAUNCHERS: dict[str, Callable] = {}  # the Triton implementation of every operation, by its name
+ONE_NOISE = ("draw", "noise_sum")  # operations whose only data is noise
 _LIBRARY = torch.library.Library("fastdiff", "DEF")
 
 
@@ -127,7 +128,7 @@ def _entry(
         if not plain_eager():
             if not torch.compiler.is_compiling():
                 _reject_transforms(name, args)
-            elif name == "draw" and vmap_levels():  # its only tensor is the key, so that no rule for vmap is asked
+            elif name in ONE_NOISE and vmap_levels():  # without batched data no rule for vmap is asked
                 raise _same_noise(name)
             return operation(*args)
         recorded = False

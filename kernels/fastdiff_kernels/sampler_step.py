@@ -7,7 +7,7 @@
 row = (1 / alpha_t, sigma_t / alpha_t, A, B, S, w, C1, C2, C3, D) is float32 [10]. With a counter on the device it is a
 row of a table [steps, 10], so that a captured CUDA graph takes the next step at each replay. x_hat_-k is the estimate
 of k steps before and z_prev an earlier latent. Ancestral sampling, DDIM, DPM-Solver++(2M) and Heun are different rows
-(`fastdiff.diffusion.samplers`); three estimates and one latent are enough for DPM-Solver++(3M), UniPC and DEIS. w is a
+(`fastdiff.diffusion.rows`); three estimates and one latent are enough for DPM-Solver++(3M), UniPC and DEIS. w is a
 column, so that guidance can be limited to an interval of steps; w = 1 is the conditional model (w = 0 in the paper).
 
 Data [B, ...] are float32, bfloat16 or float16, and arithmetic is float32. Contiguous and channels-last data are read

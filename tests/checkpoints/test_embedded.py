@@ -7,8 +7,9 @@ import torch
 
 import fastdiff
 from fastdiff.data import digits
-from fastdiff.diffusion import DDIM, Ancestral, DPMSolver, Heun
+from fastdiff.diffusion import DDIM, Ancestral, DPMSolver, Heun, UniPC
 from fastdiff.evaluation import evaluate, evaluate_ode, fd_digits, load_digit_classifier, standard_error
+from fastdiff.models import DiffusionModel
 
 
 def test_more_steps_lower_the_bound():
@@ -47,3 +48,17 @@ def test_fd_digits_of_samples():
     )
     assert many < 3 * held_out
     assert many < few / 3
+
+
+def test_its_own_times_at_few_calls():
+    """With the times that the model brings, five calls of UniPC give a lower distance than with even times, from seeds
+    that they were not searched on. Measured with 300 images of seed 7: 3.43 and 4.65.
+    """
+    model = fastdiff.load("digits")
+    assert isinstance(model, DiffusionModel)
+    assert set(model.spacings) == {"unipc"}
+    even, own = (
+        fd_digits(fastdiff.sample(model, 300, 5, UniPC(spacing=spacing), 7, batch_size=150, output="levels")).value
+        for spacing in ("time", "model")
+    )
+    assert own < 0.85 * even

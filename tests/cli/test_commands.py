@@ -17,8 +17,8 @@ from tiny import SMALL_DDPM, small, small_diffusevae, small_restoration, small_v
 
 import fastdiff
 from fastdiff.data import digits
-from fastdiff.diffusion import DDIM
-from fastdiff.evaluation import evaluate, psnr
+from fastdiff.diffusion import DDIM, UniPC
+from fastdiff.evaluation import evaluate, evaluate_ode, fd_digits, psnr, standard_error
 from fastdiff.models import DiffuseVAEConfig, Downsample
 from fastdiff.presets import PRESETS, Preset
 from fastdiff.sampling import reconstruct
@@ -81,7 +81,8 @@ def test_from_training_to_a_picture(run, few_digits):
     assert code == 0, err
     data = digits()
     expected = evaluate(fastdiff.load("run"), data.test_images[:10], torch.arange(10), draws=2)
-    assert rows(out) == [{**expected.row(), "draws": 2, "seed": 0, "exact": False}]
+    about = {"bound": "VLB, continuous time", "importance": False, "draws": 2, "seed": 0, "exact": False}
+    assert rows(out) == [{**expected.row(), **about}]
 
     code, out, err = run("sample", "run", "--n", "5", "--steps", "2", "--label", "3", "--out", "five.png")
     assert code == 0, err
@@ -173,7 +174,28 @@ def test_the_bound_at_several_T_and_through_the_ODE(run, few_digits):
     code, out, _ = run("evaluate", "model", "--data", few_digits, "--T", "3", "--exact", "--json")
     assert code == 0
     exact = evaluate(small(), digits().test_images[:10], T=3, draws=64, exact=True)
-    assert rows(out) == [{**exact.row(), "draws": 64, "seed": 0, "exact": True}]
+    about = {"bound": "VLB, exact sum", "importance": False, "draws": 64, "seed": 0, "exact": True}
+    assert rows(out) == [{**exact.row(), **about}]
+
+
+def test_the_kinds_of_bounds(run, few_digits):
+    """The options of the ODE's bound and importance reach the evaluation; every line says which bound it is."""
+    small().save("model")
+    options = ["--dequantization", "truncated-normal", "--samples", "2", "--probes", "2"]
+    command = ["evaluate", "model", "--data", few_digits, "--importance", "--draws", "1", "--ode", "1", *options]
+    code, out, err = run(*command, "--json")
+    assert code == 0, err
+    vlb, ode = rows(out)
+    assert (vlb["bound"], vlb["importance"]) == ("VLB, continuous time, importance", True)
+    kind = {"dequantization": "truncated-normal", "samples": 2, "divergence": "hutchinson", "probes": 2}
+    x = digits().test_images[:10]
+    expected = evaluate_ode(small(), x, steps=1, draws=1, **kind)
+    about = {"bound": "ODE", "ode_steps": 1, "draws": 1, "seed": 0, "exact": False}
+    assert ode == {**about, **kind, "bpd": float(expected.mean()), "se": standard_error(expected)}
+    assert vlb["bpd"] == evaluate(small(), x, draws=1, importance=True).mean
+    lines = run(*command)[1].splitlines()[2:]
+    assert lines[0].endswith("  VLB, continuous time, importance")
+    assert lines[1].endswith("  ODE, 1 step, truncated-normal, K = 2, 2 probes, draws = 1")
 
 
 def test_a_vae_is_evaluated_with_its_latents(run, few_digits):
@@ -199,6 +221,27 @@ def test_distances_of_samples(run):
     assert (held_out["sampler"], held_out["n"]) == ("held-out", 297)
     assert [(row["sampler"], row["steps"]) for row in found] == [("ddim", 1), ("ddim", 2), ("heun", 1), ("heun", 2)]
     assert all(row["n"] == 40 and row["fd"] > 0 for row in found)
+
+
+def test_distances_by_calls(run):
+    """Heun takes half as many steps as calls; UniPC takes its options."""
+    small().save("model")
+    code, out, _ = run("fd", "model", "--n", "20", "--calls", "2,5", "--sampler", "ddim,heun", "--json")
+    assert code == 0
+    assert [(row["sampler"], row["steps"]) for row in rows(out)[1:]] == [
+        ("ddim", 2), ("ddim", 5), ("heun", 1), ("heun", 2),
+    ]  # fmt: skip
+    options = ["--sampler", "unipc", "--order", "2", "--spacing", "karras", "--rho", "3"]
+    code, out, _ = run("fd", "model", "--n", "20", "--calls", "3", *options, "--json")
+    assert code == 0
+    expected = fastdiff.sample(
+        "model", 20, 3, UniPC(order=2, spacing="karras", rho=3.0), output="levels", batch_size=250
+    )
+    assert rows(out)[1]["fd"] == pytest.approx(fd_digits(expected).value, rel=1e-6)
+    for wrong in (["--calls", "3", "--steps", "3"], ["--calls", "1", "--sampler", "heun"], ["--calls", "x"]):
+        code, _, err = run("fd", "model", *wrong)
+        assert code == 2
+        assert "--calls" in err
 
 
 def test_distances_of_a_vae(run):

@@ -11,13 +11,13 @@ from fastdiff.cli.arguments import parse_degradation
 from fastdiff.io.configuration import ConfigError
 from fastdiff.kernels import InvalidValueError
 from fastdiff.models import AddNoise, Downsample
-from fastdiff.sampling import images
+from fastdiff.sampling import engine
 
 # The arguments, and a word of the message: the argument's name or what it was.
 WRONG = {
     "sample nothing": "nothing",
     "sample MODEL --n 0": "--n",
-    "sample MODEL --sampler euler": "euler",
+    "sample MODEL --sampler rk4": "rk4",
     "sample MODEL --steps 0": "steps",
     "sample MODEL --label 1": "labels",
     "sample MODEL --guidance 2": "guidance",
@@ -25,7 +25,7 @@ WRONG = {
     "sample MODEL --out x.pig": "--out",
     "sample MODEL --sampler ddim --eta 2": "eta",
     "sample MODEL --eta 1": "--eta",
-    "sample MODEL --spacing karras": "spacing",
+    "sample MODEL --spacing cosine": "spacing",
     "sample MODEL --variance learned": "variance",
     "sample MODEL --variance small": "variance",
     "sample MODEL --temperature 0": "temperature",
@@ -53,12 +53,25 @@ WRONG = {
     "evaluate MODEL --draws 0": "draws",
     "evaluate MODEL --batch-size 0": "batch_size",
     "evaluate MODEL --draws 1 --ode 0": "steps",
+    "evaluate MODEL --dequantization uniform": "--ode",
+    "evaluate MODEL --samples 2": "--ode",
+    "evaluate MODEL --ode 1 --dequantization none": "dequantization must be one of",
+    "evaluate MODEL --ode 1 --samples 2": "probes must be >= 2",
+    "evaluate MODEL --ode 1 --divergence exact --probes 4": "probes must be 1",
+    "evaluate MODEL --ode 1 --divergence trace": "divergence must be one of",
+    "evaluate MODEL --T inf,3 --importance": "importance",
+    "evaluate VAE --importance": "importance",
     "evaluate MODEL --conditional --draws 1": "labels",
     "evaluate VAE --draws 1 --exact": "exact",
     "evaluate VAE --draws 1 --ode 2": "ODE",
+    "sample MODEL --sampler unipc --order 4": "order",
+    "sample MODEL --sampler ddim --order 2": "--order",
+    "sample MODEL --spacing karras --rho 0": "rho",
+    "sample MODEL --sampler unipc --rho 3": "rho",
+    "sample MODEL --sampler unipc --spacing model": "model",
     "fd MODEL --n 1": "--n",
     "fd MODEL --steps 1,inf": "--steps",
-    "fd MODEL --sampler ddim,euler": "euler",
+    "fd MODEL --sampler ddim,rk4": "rk4",
     "fd MODEL --batch-size 0": "batch_size",
     "interpolate MODEL --vary latent": "vary",
     "interpolate VAE --count 1": "count",
@@ -104,7 +117,7 @@ def test_an_unexpected_error_keeps_its_traceback(run, inputs, monkeypatch):
     def fail(*_, **__):
         raise TypeError("a defect")
 
-    monkeypatch.setattr(images, "draw_images", fail)
+    monkeypatch.setattr(engine, "draw_images", fail)
     with pytest.raises(TypeError, match="a defect"):
         run("sample", inputs["MODEL"], "--steps", "1")
     with pytest.raises(TypeError):
@@ -115,7 +128,7 @@ def test_ctrl_c_is_one_line(run, inputs, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(images, "draw_images", interrupt)
+    monkeypatch.setattr(engine, "draw_images", interrupt)
     assert run("sample", inputs["MODEL"]) == (130, "", "fastdiff: interrupted\n")
 
 

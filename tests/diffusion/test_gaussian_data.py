@@ -93,8 +93,8 @@ def test_ode_density_is_the_true_one():
     expected = torch.distributions.Normal(0.0, scale).log_prob(z_0.double()).flatten(1).sum(1)
     density = ode_log_density(model, z_0, Noise(0))
     torch.testing.assert_close(density, expected, rtol=1e-4, atol=0)
-    coarse, fine = (float((ode_log_density(model, z_0, Noise(0), n) - expected).abs().max()) for n in (4, 8))
-    assert fine < coarse / 16  # order four; measured 29
+    coarse, fine = (float((ode_log_density(model, z_0, Noise(0), n) - expected).abs().max()) for n in (8, 16))
+    assert fine < coarse / 16  # order four; measured 72
     with pytest.raises(InvalidValueError, match="steps"):
         ode_log_density(model, z_0, Noise(0), 0)
 

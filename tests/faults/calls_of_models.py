@@ -8,7 +8,7 @@ from tiny import images, small, small_ddpm, small_vae
 
 import fastdiff
 from fastdiff.data import ImageOptions, from_torch, load_dataset
-from fastdiff.diffusion import DDIM, Ancestral, DPMSolver, Heun
+from fastdiff.diffusion import DDIM, DEIS, Ancestral, DPMSolver, Euler, Heun, UniPC
 from fastdiff.evaluation import evaluate, evaluate_ode
 from fastdiff.models import DDPMConfig, VDMConfig
 from fastdiff.sampling import interpolate, reconstruct
@@ -109,7 +109,15 @@ def bounds() -> dict[str, Call]:
         "evaluate_ode": Call(
             evaluate_ode,
             {"model": model, "images": two, "steps": 1, "draws": 1},
-            {"model": [vae, None], "images": wrong.IMAGES, "steps": wrong.POSITIVE},
+            {
+                "model": [vae, None],
+                "images": wrong.IMAGES,
+                "steps": wrong.POSITIVE,
+                "dequantization": wrong.CHOICE,
+                "samples": [*wrong.POSITIVE, 2],
+                "divergence": wrong.CHOICE,
+                "probes": wrong.POSITIVE,
+            },
         ),
         "reconstruct": Call(
             reconstruct,
@@ -179,6 +187,7 @@ def other_settings() -> dict[str, Call]:
                 "levels": [1, 257, 1.5, None],
                 "gamma_0": [wrong.NAN, "x", wrong.INF],
                 "prediction": wrong.CHOICE[1:],
+                "sigma_data": wrong.POSITIVE_REAL,
                 "network": [3, "x"],
                 "num_classes": [-1, 1.5, "x"],
                 "fourier": [3, (1,), "x", (4, 3), (-1, 2)],
@@ -194,14 +203,16 @@ def other_settings() -> dict[str, Call]:
                 kind,
                 {},
                 {
-                    "spacing": [*wrong.CHOICE, None],
+                    "spacing": [*wrong.CHOICE, None, (), (0.0, 0.5), (0.0, 0.7, 0.2, 1.0), (0.0, "x", 1.0)],
+                    "rho": wrong.POSITIVE_REAL,
+                    "order": [0, 4, 1.5, "x", None],
                     "temperature": wrong.POSITIVE_REAL,
                     "betas": [(0.5,), (0.8, 0.1), (0.0, 2.0), 3, "x", (wrong.NAN, 0.1)],
                     "clip_denoised": wrong.FLAG,
                     "eta": [2.0, -1.0, wrong.NAN, "x"],
                 },
             )
-            for kind in (Ancestral, DDIM, DPMSolver, Heun)
+            for kind in (Ancestral, DDIM, DPMSolver, Heun, Euler, UniPC, DEIS)
         },
     }
 

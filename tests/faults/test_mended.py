@@ -71,7 +71,7 @@ def test_batches_that_do_not_fit(monkeypatch):
 
     monkeypatch.setattr(model, "predict", limited)
     assert torch.equal(fastdiff.sample(model, 5, steps=2, progress=True), expected)
-    assert sizes == [2, 2, 1, 1, 2, 2]
+    assert sizes == [2, 2, 2, 2, 1, 1]
     monkeypatch.setattr(model, "predict", lambda *_, **__: limited(torch.zeros(3)))
     with pytest.raises(OutOfMemoryError, match="too small for one image"):
         fastdiff.sample(model, 5, steps=2)

@@ -183,8 +183,8 @@ conv = st.builds(ConvVAEConfig, widths=st.sampled_from([(8,), (8, 12)]), dropout
 ddpm = {
     **common, **labels, "T": st.integers(2, 2000), "beta_first": beta, "beta_last": st.floats(0.4, 0.99),
     "beta_count": st.integers(2, 2000), "variance": st.sampled_from(["fixed_small", "fixed_large", "learned"]),
-    "prediction": st.sampled_from(["epsilon", "x", "v", "score"]), "continuous_noise_conditioning": st.booleans(),
-    "network": unet,
+    "prediction": st.sampled_from(["epsilon", "x", "v", "velocity", "score"]), "network": unet,
+    "continuous_noise_conditioning": st.booleans(),
 }  # fmt: skip
 vae = {
     "depth": st.integers(1, 5), "latent": st.integers(1, 64), "beta": positive, "free_bits": positive, "network": conv,
@@ -206,8 +206,9 @@ MODELS = {
     "vdm": st.builds(
         VDMConfig, **common, **labels, gamma_0=st.floats(-30.0, -1.0), gamma_1=st.floats(0.0, 30.0), network=unet,
         learn_endpoints=st.booleans(), fourier=st.none() | st.sampled_from([(3, 4), (7, 8), (0, 30)]),
-        schedule=st.sampled_from(["linear", "cosine", "beta-linear", "learned"]),
-        prediction=st.sampled_from(["epsilon", "x", "v", "score", "categorical"]),
+        schedule=st.sampled_from(["linear", "cosine", "beta-linear", "flow", "learned"]),
+        prediction=st.sampled_from(["epsilon", "x", "v", "velocity", "score", "edm", "categorical"]),
+        sigma_data=positive,
     ),
     "ddpm": st.builds(DDPMConfig, **ddpm),
     "hvae": st.builds(HVAEConfig, **common, **vae),

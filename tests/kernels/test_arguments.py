@@ -14,6 +14,7 @@ from fastdiff_kernels import (
     fourier_features,
     gaussian_log_ratio,
     group_norm_silu,
+    noise_sum,
     reparameterize,
     sampler_step,
     to_unit_range,
@@ -23,6 +24,7 @@ from fastdiff_kernels import (
 X, GAMMA, NOISE, ONES = torch.zeros(2, 6, 4, 5), torch.zeros(2), Noise(1), torch.ones(6)
 ROW = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
 STEP = torch.tensor([0])
+NODES = torch.zeros(1, 2, dtype=torch.int64)
 WRONG_TYPES = {
     "diffuse: x .*float64": lambda: diffuse(X.double(), GAMMA, NOISE),
     "diffuse: x .*list": lambda: diffuse([1.0], GAMMA, NOISE),
@@ -45,6 +47,7 @@ WRONG_TYPES = {
     "group_norm_silu: residual .*float64": lambda: group_norm_silu(X, 3, ONES, ONES, residual=X.double()),
     "group_norm_silu: skip .*int": lambda: group_norm_silu(X, 3, ONES, ONES, skip=1),
     "group_norm_silu: activation .*got 1": lambda: group_norm_silu(X, 3, ONES, ONES, activation=1),
+    "noise_sum: noise .*int": lambda: noise_sum(3, NODES, torch.zeros(1, 2), (2,)),
 }
 WRONG_VALUES = {
     r"diffuse: x .*1 dimensions, got shape \(\)": lambda: diffuse(torch.tensor(1.0), GAMMA, NOISE),
@@ -83,6 +86,13 @@ WRONG_VALUES = {
     "group_norm_silu: groups .*9 channels of x and skip": lambda: group_norm_silu(X, 2, ONES, ONES, skip=X[:, :3]),
     r"group_norm_silu: weight .*\(9,\)": lambda: group_norm_silu(X, 3, ONES, ONES, skip=X[:, :3]),
     "group_norm_silu: eps": lambda: group_norm_silu(X, 3, ONES, ONES, eps=-1.0),
+    "noise_sum: nodes .*float32": lambda: noise_sum(NOISE, torch.zeros(1, 2), torch.zeros(1, 2), (2,)),
+    "noise_sum: nodes .*shape .2,.": lambda: noise_sum(NOISE, NODES[0], torch.zeros(1, 2), (2,)),
+    "noise_sum: nodes .*shape .1, 0.": lambda: noise_sum(NOISE, NODES[:, :0], torch.zeros(1, 0), (2,)),
+    "noise_sum: weights .*float64": lambda: noise_sum(NOISE, NODES, torch.zeros(1, 2).double(), (2,)),
+    "noise_sum: weights .*shape .2, 2.": lambda: noise_sum(NOISE, NODES, torch.zeros(2, 2), (2,)),
+    "noise_sum: noise .*on meta": lambda: noise_sum(NOISE, NODES.to("meta"), torch.zeros(1, 2, device="meta"), (2,)),
+    "noise_sum: shape .*-1": lambda: noise_sum(NOISE, NODES, torch.zeros(1, 2), (2, -1)),
 }
 
 

@@ -18,7 +18,7 @@ def test_there_are_mutations_of_every_operation():
     kernels = " ".join(mutation.kernel for mutation in MUTATIONS.values())
     for part in ("draw", "diffuse", "gamma_gradient", "squared_error", "error_gradient", "fourier", "step_kernel",
                  "step_gradient", "nll", "reparameterize", "log_ratio", "norm_silu", "moments", "norm_apply",
-                 "whole_gradient", "norm_gradient", "collect_sums", "add_rows"):  # fmt: skip
+                 "whole_gradient", "norm_gradient", "collect_sums", "add_rows", "noise_sum"):  # fmt: skip
         assert part in kernels
     assert {mutation.by for mutation in MUTATIONS.values()} == {
         "numbers", "Race", "OutOfBounds", "Misaligned", "Uninitialised", "BarrierFault"

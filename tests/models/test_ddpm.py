@@ -152,7 +152,7 @@ def test_more_steps_of_the_same_denoiser_approach_continuous_time():
     assert abs(bounds[2] - bounds[3]) < 0.1 * abs(bounds[0] - bounds[3])
 
 
-@pytest.mark.parametrize("prediction", ["x", "v", "score"])
+@pytest.mark.parametrize("prediction", ["x", "v", "velocity", "score"])
 def test_a_network_may_predict_something_else(prediction):
     """A network that outputs the prediction of a known eps: eps_hat is that eps."""
     model = chain(prediction=prediction)
@@ -160,7 +160,8 @@ def test_a_network_may_predict_something_else(prediction):
     g = gamma[:, None, None, None]
     x, eps = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8)
     z = alpha(g) * x + sigma(g) * eps
-    output = {"x": x, "v": alpha(g) * eps - sigma(g) * x, "score": -eps / sigma(g)}[prediction]
+    v, score = alpha(g) * eps - sigma(g) * x, -eps / sigma(g)
+    output = {"x": x, "v": v, "velocity": eps - x, "score": score}[prediction]
     model.network.forward = lambda *_: output
     torch.testing.assert_close(model.eps_hat(z, gamma), eps, rtol=1e-4, atol=1e-4)
 

@@ -30,10 +30,10 @@ def test_elbo_is_the_bound_with_its_gradients(T, schedule):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()) + 1e-6)
 
 
-@pytest.mark.parametrize("name", ["simple", "min-snr", "sigmoid"])
+@pytest.mark.parametrize("name", ["simple", "min-snr", "sigmoid", "flow", "edm"])
 @pytest.mark.parametrize("T", [None, 7])
 def test_weighted_losses_from_the_papers_formulas(name, T):
-    """w · |eps - eps_hat|², recomputed: 1; min(SNR, 5) / SNR; ½ gamma' sigmoid(2 + gamma)."""
+    """w · |eps - eps_hat|², recomputed: 1; min(SNR, 5) / SNR; ½ gamma' times a sigmoid, e^{gamma / 2}, EDM's."""
     model, x, noise = small(learn_endpoints=False), images(6), Noise(5)
     objective = model(x, noise, loss=name, T=T)
     u = stratified_times(noise, 6)
@@ -45,11 +45,13 @@ def test_weighted_losses_from_the_papers_formulas(name, T):
     z = alpha(g) * to_unit_range(x, 17) + sigma(g) * eps
     with torch.no_grad():
         square = (eps - model.eps_hat(z.float(), gamma.float())).square().flatten(1).sum(1)
-    snr = torch.exp(-gamma)
+    snr, normal = torch.exp(-gamma), torch.distributions.Normal(-2.4, 2.4).log_prob(gamma)
     factor = {
         "simple": torch.ones(6).double(),
         "min-snr": torch.minimum(snr, torch.tensor(5.0).double()) / snr,
         "sigmoid": 0.5 * slope * torch.sigmoid(2.0 + gamma),
+        "flow": 0.5 * slope * torch.exp(gamma / 2),
+        "edm": 0.5 * slope * 8.0 * normal.exp() * (gamma.exp() + 0.25),
     }[name]
     ends = objective.vlb.recon + objective.vlb.prior
     torch.testing.assert_close((objective.loss.detach() - ends).double(), factor * square, rtol=1e-4, atol=1e-3)
@@ -57,7 +59,9 @@ def test_weighted_losses_from_the_papers_formulas(name, T):
 
 
 def test_unknown_loss():
-    with pytest.raises(InvalidValueError, match="loss must be one of elbo, simple, min-snr, sigmoid"):
+    with pytest.raises(
+        InvalidValueError, match="loss must be one of elbo, simple, min-snr, sigmoid, flow, edm, got 'l1'"
+    ):
         loss_weight("l1", torch.zeros(1), torch.ones(1))
 
 
@@ -75,7 +79,7 @@ def test_both_kinds_of_times_estimate_the_same_bound(stratified):
     assert abs(float(draws.mean() - expected)) < 4 * error
 
 
-@pytest.mark.parametrize("prediction", [*PREDICTIONS, "categorical"])
+@pytest.mark.parametrize("prediction", [*PREDICTIONS, "edm", "categorical"])
 def test_every_prediction_learns(prediction):
     """A few steps on the digits lower the bound of fresh weights; v, whose start is best, to 0.82 of it."""
     torch.manual_seed(0)

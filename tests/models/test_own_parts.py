@@ -12,9 +12,18 @@ from torch import Tensor, nn
 import fastdiff
 from fastdiff.checkpoints import CheckpointError
 from fastdiff.data import digits
-from fastdiff.diffusion import DDIM, FunctionSchedule, Plan, Sampler, ScheduleError, coefficient_rows, gamma_table
+from fastdiff.diffusion import (
+    DDIM,
+    LOSSES,
+    FunctionSchedule,
+    Plan,
+    Sampler,
+    ScheduleError,
+    coefficient_rows,
+    gamma_table,
+)
 from fastdiff.diffusion.process import alpha, sigma
-from fastdiff.diffusion.samplers import ddim
+from fastdiff.diffusion.rows import ddim
 from fastdiff.evaluation import evaluate, evaluate_ode
 from fastdiff.io.configuration import ConfigError, between, configuration, field
 from fastdiff.kernels import InvalidTypeError, InvalidValueError, Noise
@@ -234,7 +243,7 @@ def test_a_straight_function_is_the_linear_schedule(T):
     own, linear = with_own_schedule(straight), small(learn_endpoints=False)
     x, noise = images(4), Noise(2)
     torch.testing.assert_close(own.vlb(x, noise, T).total, linear.vlb(x, noise, T).total, rtol=1e-5, atol=0)
-    for loss in ("elbo", "simple", "min-snr", "sigmoid"):
+    for loss in LOSSES:
         both = [model(x, noise, loss=loss, T=T).loss for model in (own, linear)]
         torch.testing.assert_close(*both, rtol=1e-5, atol=0)
         gradients = [

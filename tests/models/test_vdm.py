@@ -205,7 +205,8 @@ def test_labels_for_an_unconditional_model():
     [
         ({"levels": 1}, "levels"),
         ({"levels": 17.5}, "levels must be an integer"),
-        ({"prediction": "w"}, "prediction"),
+        ({"prediction": "w"}, "prediction must be one of .*'velocity', 'score', 'edm', 'categorical'"),
+        ({"sigma_data": 0.0}, "sigma_data must be finite and > 0"),
         ({"schedule": ["linear"]}, "schedule"),
         ({"fourier": (5, 2)}, "fourier"),
         ({"fourier": (1, 2, 3)}, "fourier must have 2 entries"),

@@ -243,6 +243,11 @@ def wrong_constant_of_philox(ptx: str) -> str:
     return changed(ptx, r"(?P<old>-845247145);", "-845247146")
 
 
+@mutation("every second node of a sum", "noise_sum_kernel", NUMBERS, "draw, a sum of three")
+def wrong_stride_of_nodes(ptx: str) -> str:
+    return changed(ptx, r"add\.s64 (%rd\d+), \1, (?P<old>8);", "16")
+
+
 @mutation("wrong shift in Philox", "diffuse_kernel", NUMBERS, "diffuse drawn", "bfloat16")
 def wrong_shift_in_philox(ptx: str) -> str:
     return changed(ptx, r"shr\.u64 %rd\d+, %rd\d+, (?P<old>32);", "31")

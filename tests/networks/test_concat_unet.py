@@ -207,3 +207,24 @@ def test_memory_is_channels_last_and_the_projections_start_as_the_papers_have_th
 def test_sizes_that_cannot_be_halved_twice(size):
     with pytest.raises(ValueError, match="size must be positive multiples of 4"):
         TINY.build(1, 1, size, 0)
+
+
+def test_a_network_in_16_bits_takes_float32_inputs_and_embeds_the_noise_level_in_float32():
+    """As rounding of weights and features alone. Frequencies or levels in 16 bits would give another embedding."""
+    x, level, labels = batch()
+    level = torch.tensor([0.1234, 0.5711, 0.9987])  # angles up to 999, whose spacing in bfloat16 is 4
+    exact, network = (perturbed(TINY).eval() for _ in range(2))
+    before = network.noise_embedding.frequencies.clone()
+    network.bfloat16()
+    with torch.no_grad():
+        expected = exact(x, level, labels)
+        found = network(x, level, labels)
+        rounded = network(x, level.bfloat16().float(), labels)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(network.noise_embedding.frequencies, before)
+
+    def error(out: torch.Tensor) -> float:
+        return float(torch.linalg.vector_norm(out.float() - expected) / torch.linalg.vector_norm(expected))
+
+    assert error(found) < 0.012
+    assert error(rounded) > 2 * error(found)

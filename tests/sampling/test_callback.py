@@ -41,20 +41,21 @@ def predicted(model, z_t, gamma, labels=None, guidance=None, cond=None, clip=Fal
     ],
 )  # fmt: skip
 def test_steps_and_function_evaluations(kind, sampler, expected, guidance, factor):
-    """nfe is the number of calls of the network in the batch so far, as a hook counts them."""
+    """nfe is how often the network has seen each image of the batch, as a hook counts them: twice in a guided call."""
     model = small(num_classes=3) if kind == "vdm" else small_ddpm(num_classes=3)
     counted, seen = [0], []
-    model.network.register_forward_hook(lambda *_: counted.__setitem__(0, counted[0] + 1))
+    model.network.register_forward_hook(lambda _, inputs, *rest: counted.append(len(inputs[0])))
 
     def report(step, nfe, z_t, x_hat):
-        seen.append((step, nfe, counted[0], z_t.shape, x_hat.shape))
+        seen.append((step, nfe, sum(counted), z_t.shape, x_hat.shape))
 
     sample(model, 5, 4, sampler, labels=1, guidance=guidance, batch_size=2, callback=report)
     total = len(expected) * factor
     for batch, count in enumerate((2, 2, 1)):
         for k, step in enumerate(expected):
             nfe, shape = (k + 1) * factor, (count, 1, 8, 8)
-            assert seen[batch * len(expected) + k] == (step, nfe, batch * total + nfe, shape, shape)
+            images = 2 * batch * total + count * nfe
+            assert seen[batch * len(expected) + k] == (step, nfe, images, shape, shape)
     assert len(seen) == 3 * len(expected)
 
 

@@ -84,7 +84,7 @@ def test_a_restoration_model_has_its_own_degradation(degradation):
         ("degradation must be None", small_restoration(), {"degradation": Downsample()}),
         ("factor must divide", small_vae(), {"degradation": Downsample(factor=3)}),
         ("batch_size must", small_vae(), {"batch_size": 0}), ("batch_size must", small_vae(), {"batch_size": "x"}),
-        ("sampler must", small_diffusevae(), {"sampler": "euler"}), ("no steps", small_vae(), {"steps": 3}),
+        ("sampler must", small_diffusevae(), {"sampler": "runge"}), ("no steps", small_vae(), {"steps": 3}),
         ("x must", small_vae(), {"images": X.float()}), ("x must", small_vae(), {"images": X[..., :4]}),
         ("images must", small_vae(), {"images": X[:0]}), ("cannot reconstruct", small(), {}), ("model must", None, {}),
     ],

@@ -18,7 +18,7 @@ WRONG = [
     ("n must", {"n": -1}), ("n must", {"n": 2.0}), ("n must", {"n": True}),
     ("steps must", {"steps": 0}), ("steps must", {"steps": 2.0}), ("steps must", {"model": small_ddpm(), "steps": 1}),
     ("batch_size must", {"batch_size": 0}), ("output must", {"output": "png"}), ("seed", {"seed": -1}),
-    ("sampler must", {"sampler": "euler"}), ("sampler must", {"sampler": ""}), ("sampler must", {"sampler": 3}),
+    ("sampler must", {"sampler": "runge"}), ("sampler must", {"sampler": ""}), ("sampler must", {"sampler": 3}),
     ("sampler must", {"sampler": lambda gamma: gamma}),
     ("variance must", {"sampler": Ancestral(variance="learned")}), ("betas must", {"sampler": DDIM(betas=(0.1, 0.5))}),
     ("labels must", {"labels": 3}), ("labels must", {"labels": [-1, 1]}), ("labels must", {"labels": [0, 1, 2]}),

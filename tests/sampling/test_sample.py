@@ -13,21 +13,24 @@ from torch import nn
 from fastdiff import Latents, sample
 from fastdiff.diffusion import (
     DDIM,
+    DEIS,
     SAMPLERS,
     Ancestral,
     DPMSolver,
     Heun,
     SamplingError,
+    UniPC,
     gamma_table,
     make_plan,
     sample_latents,
 )
-from fastdiff.diffusion.samplers import ddim
+from fastdiff.diffusion.rows import ddim
 from fastdiff.kernels import Noise, Stream, use_backend
 from fastdiff.models import DDPM, VDM, DDPMConfig, VDMConfig
 
 EVERY_SAMPLER = [
     Ancestral(), Ancestral(variance="fixed_large", spacing="quadratic"), DDIM(), DDIM(eta=0.5), DPMSolver(), Heun(),
+    UniPC(spacing="karras"), DEIS(),
 ]  # fmt: skip
 
 
@@ -235,7 +238,8 @@ def test_outputs():
 
 
 def test_labels_and_guidance():
-    """w = 1 is the conditional model and calls the network once, w = 0 is the unconditional one."""
+    """w = 1 is the conditional model and calls the network once, w = 0 is the unconditional one, to the rounding of a
+    call on twice the batch (6.5e-5 measured)."""
     model, calls = small(num_classes=3), []
     two = torch.full((2,), 2)
     conditional = path(model, 2, steps=4, labels=two)[-1]
@@ -243,7 +247,7 @@ def test_labels_and_guidance():
     assert torch.equal(path(model, 2, steps=4, labels=two, guidance=1.0)[-1], conditional)
     assert len(calls) == 4
     free = path(model, 2, steps=4, labels=two, guidance=0.0)[-1]
-    assert torch.equal(free, path(model, 2, steps=4)[-1])
+    torch.testing.assert_close(free, path(model, 2, steps=4)[-1], rtol=0, atol=2e-4)
     assert not torch.allclose(free, conditional, atol=1e-2)
     assert not torch.allclose(path(model, 2, steps=4, labels=two, guidance=3.0)[-1], conditional, atol=1e-2)
     result = sample(model, 2, steps=2, labels=[2, 0])

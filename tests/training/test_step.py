@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdiff.data import digits
+from fastdiff.diffusion import LOSSES
 from fastdiff.io.configuration import ConfigError
 from fastdiff.models import VDM
 from fastdiff.training import TrainConfig, TrainState, train
@@ -21,7 +22,8 @@ CONFIG = TrainConfig(data="digits", max_steps=12, batch_size=12, warm_up=2, ema=
 MODELS = {
     "vdm": small, "learned schedule": lambda: small(schedule="learned"), "ddpm": small_ddpm,
     "learned variances": lambda: small_ddpm(variance="learned"), "vae": small_vae, "diffusevae": small_diffusevae,
-    "restoration": small_restoration,
+    "restoration": small_restoration, "flow": lambda: small("velocity", schedule="flow"),
+    "edm": lambda: small("edm", schedule="learned"),
 }  # fmt: skip
 
 
@@ -131,15 +133,15 @@ def test_what_is_computed_in_bfloat16():
         assert {call[0] for call in dtypes.found["group_norm_silu"]} == {b16}
 
 
-@pytest.mark.parametrize("name", ["learned schedule", "diffusevae", "vae"])
+@pytest.mark.parametrize("name", ["learned schedule", "diffusevae", "vae", "flow", "edm"])
 def test_a_step_compiles_whole_and_once(name, monkeypatch):
     """Without a graph break, and not again at the next step. (tests/kernels compile the operations with Inductor.)"""
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
-    config = attrs.evolve(CONFIG, compile=True)
+    config = attrs.evolve(CONFIG, loss=name) if name in LOSSES else CONFIG
     with torch._dynamo.config.patch(error_on_recompile=True):
-        compiled, found = trained(config, MODELS[name](), 3)
-    plain, expected = trained(CONFIG, MODELS[name](), 3)
+        compiled, found = trained(attrs.evolve(config, compile=True), MODELS[name](), 3)
+    plain, expected = trained(config, MODELS[name](), 3)
     for one, other in zip(found, expected, strict=True):
         assert float(one.loss) == pytest.approx(float(other.loss), rel=1e-5)
     print(difference(compiled, plain))

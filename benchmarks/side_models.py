@@ -1,0 +1,126 @@
+"""The two networks of `side_by_side`: diffusers' UNet2DModel and a `DDPM` of ours with the same weights.
+
+``35.7M`` is google/ddpm-cifar10-32, which is our `ddpm-cifar10`. ``6.5M`` has half of its width and three of its four
+resolutions; ``tiny`` is for trying the benchmark. Without diffusers ours has random weights of its own.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import attrs
+import torch
+from diffusers_weights import config_of, match_times, noise_level, weights_of
+from footprint import GOOGLE_DDPM_CIFAR10, GOOGLE_SCHEDULER
+from torch import Tensor, nn
+
+from fastdiff.diffusion import Sampler, as_sampler
+from fastdiff.diffusion.rows import ddim
+from fastdiff.models import DDPM, DDPMConfig
+from fastdiff.networks.concat_unet import ConcatUNet
+
+TIMESTEPS = 1000
+
+
+def _narrower(channels: tuple[int, ...], groups: int, layers: int) -> dict[str, Any]:
+    count = len(channels)
+    down = tuple("AttnDownBlock2D" if k == 1 else "DownBlock2D" for k in range(count))
+    up = tuple("AttnUpBlock2D" if k == count - 2 else "UpBlock2D" for k in range(count))
+    changes = {"block_out_channels": channels, "norm_num_groups": groups, "layers_per_block": layers}
+    return {**GOOGLE_DDPM_CIFAR10, "down_block_types": down, "up_block_types": up, **changes}
+
+
+SIZES = {
+    "6.5M": _narrower((64, 128, 128), 32, 2),
+    "35.7M": GOOGLE_DDPM_CIFAR10,
+    "tiny": _narrower((16, 32), 8, 1),
+}
+DROPOUT = 0.1  # of the paper, on both sides; only training applies it
+# A network with random weights predicts little of the noise, and DDIM divides latents and predictions by alpha, 0.0077
+# at timestep 980: nearly all pixels would be clipped, and wrong images look alike. So the initial latents and the last
+# convolution are scaled, on both sides; the time of neither depends on them.
+TEMPERATURE, LAST_SCALE = 0.005, 0.01
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Our model and diffusers' network, None where diffusers is not installed; both in evaluation mode."""
+
+    ours: DDPM
+    theirs: nn.Module | None
+
+    @property
+    def network(self) -> ConcatUNet:
+        """Our network."""
+        assert isinstance(self.ours.network, ConcatUNet)
+        return self.ours.network
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of our network."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+
+def pair_of(size: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Pair:
+    """Build both networks of one of `SIZES` with the same weights, channels-last, of some dtype, on a device.
+
+    In 16 bits our network has that dtype; the model around it computes in float32.
+    """
+    theirs = {**SIZES[size], "dropout": DROPOUT}
+    config = DDPMConfig(shape=(3, 32, 32), levels=256, network=config_of(theirs))
+    torch.manual_seed(0)
+    ours, other = DDPM(config).eval(), None
+    network = ours.network
+    assert isinstance(network, ConcatUNet)
+    if find_spec("diffusers"):
+        from diffusers import UNet2DModel
+        from diffusers.utils import logging
+
+        logging.set_verbosity_error()  # it warns of an empty list
+        other = UNet2DModel(**theirs).eval()
+        scale_last(other)
+        network.load_state_dict(weights_of(other.state_dict(), network))
+        other = other.to(device, dtype).to(memory_format=torch.channels_last)
+    else:
+        with torch.no_grad():
+            for parameter in network.parameters():  # what starts at zero could be faster
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        scale_last(network)
+    match_times(network)
+    network.to(dtype)
+    return Pair(ours.to(device), other)
+
+
+def scale_last(network: nn.Module) -> None:
+    """Scale the last convolution."""
+    for parameter in network.get_submodule("conv_out").parameters():
+        parameter.data *= LAST_SCALE
+
+
+def level_of(timesteps: Tensor) -> Tensor:
+    """The noise level with which our model of a `Pair`, see `match_times`, is called for timesteps 0, ..., 999."""
+    return noise_level(timesteps) * (TIMESTEPS / (TIMESTEPS - 1))
+
+
+def timesteps_of(steps: int) -> Tensor:
+    """The timesteps of ``DDIMScheduler``, "leading": multiples of 1000 // steps, the largest first."""
+    return torch.arange(steps - 1, -1, -1) * (TIMESTEPS // steps)
+
+
+def ddim_of(model: DDPM, steps: int) -> Sampler:
+    """DDIM at the timesteps of ``DDIMScheduler``. Its last step, from timestep 0, is the row x_hat of our decoder."""
+    gamma = model.gamma(timesteps_of(steps).flip(0).double() / (TIMESTEPS - 1))
+    return attrs.evolve(as_sampler(lambda _: ddim(gamma.cpu())), temperature=TEMPERATURE)
+
+
+def scheduler_of(steps: int) -> Any:
+    """``DDIMScheduler`` of google/ddpm-cifar10-32, without the clipping of x_hat, which the two do differently.
+
+    It clips x_hat and keeps eps_hat; our DDIM derives the direction from the clipped x_hat.
+    """
+    from diffusers import DDIMScheduler
+
+    settings = {name: value for name, value in GOOGLE_SCHEDULER.items() if name != "variance_type"}
+    scheduler = DDIMScheduler(**{**settings, "clip_sample": False})
+    scheduler.set_timesteps(steps)
+    return scheduler
