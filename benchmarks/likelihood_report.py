@@ -156,8 +156,8 @@ def variance_section(settings: Found, parts: Parts) -> str:
     draws of each image; the others are closed forms, `fastdiff.diffusion.SCHEDULES`."""
     if "variance of flow-digits" in parts:
         low, high = settings["velocity"]["gamma"]
-        intro += f""" The second model is `fastdiff train flow-digits --max-steps 3000`, its endpoints of gamma at
-        {low:.2f} and {high:.2f}: importance-velocity is the
+        intro += f""" The second model is `flow-digits` with learned endpoints, which the preset no longer has, after
+        3000 steps: gamma from {low:.2f} to {high:.2f}. importance-velocity is the
         density that has the least variance if the error of its velocity does not depend on gamma."""
     return "\n\n".join(["## Importance sampling of gamma", paragraph(intro), *texts])
 

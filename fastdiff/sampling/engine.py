@@ -37,9 +37,8 @@ class Engine:
         compile: call the network through ``torch.compile``. It is compiled for one batch size: all batches of a call of
             `sample` have the size of the first, the last one is padded.
         graph: run the sampling loop as a captured CUDA graph, which the host only starts: network, guidance, sampler
-            step and noise are recorded once for a batch size and replayed for every step. The images equal those of the
-            eager loop. None: on a GPU. Where recording fails, the loop runs without, and one line of the log
-            ``fastdiff`` says why.
+            step and noise are recorded once for a batch size and replayed for every step. None: on a GPU. Where
+            recording fails, the loop runs without, and one line of the log ``fastdiff`` says why.
         batch_invariant: call the network on micro-batches of this many samples, whatever ``batch_size``, with padding:
             images are then bit-identical for every batch size on one device. True stands for 16.
         device: where to run. The model is moved there and stays there. None runs where the model is.

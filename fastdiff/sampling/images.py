@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,9 +13,6 @@ from ..io.shares import divide_work
 from ..kernels import FastdiffError, InvalidTypeError, InvalidValueError
 from ..models import Draw, Latents, Model, Request, evaluating
 from .mixtures import load_mixture
-
-if TYPE_CHECKING:
-    pass
 
 
 class OutOfMemoryError(FastdiffError, RuntimeError):
