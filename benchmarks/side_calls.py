@@ -93,7 +93,7 @@ def sampling_sides(
     pair: Pair, batch: int, steps: int, dtype: torch.dtype, device: torch.device, modes: tuple[str, ...]
 ) -> Sides:
     """Images uint8 on the CPU by DDIM, from initial noise that each side draws, at the same timesteps."""
-    sampler, other = ddim_of(pair.ours, steps), pair.theirs
+    sampler, other = ddim_of(), pair.theirs
     arguments = {"steps": steps, "sampler": sampler, "batch_size": batch, "output": "uint8"}
     sides: Sides = {FASTDIFF: lambda: partial(fastdiff.Engine(pair.ours, graph=False).sample, batch, **arguments)}
     if other is not None:
@@ -157,7 +157,7 @@ def check_images(pair: Pair, batch: int, steps: int, dtype: torch.dtype, device:
         found[:] = [z_t]
 
     engine = fastdiff.Engine(pair.ours, graph=False)
-    engine.sample(batch, steps, ddim_of(pair.ours, steps), seed=SEED, callback=keep)
+    engine.sample(batch, steps, ddim_of(), seed=SEED, callback=keep)
     start = TEMPERATURE * Noise(SEED, stream=Stream.INITIAL).normal((batch, 3, 32, 32)).to(device, dtype)
     with torch.no_grad():
         expected = trajectory(pair.theirs, steps, start, device)

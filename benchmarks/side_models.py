@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-import attrs
 import torch
-from diffusers_weights import config_of, match_times, noise_level, weights_of
 from footprint import GOOGLE_DDPM_CIFAR10, GOOGLE_SCHEDULER
 from torch import Tensor, nn
 
-from fastdiff.diffusion import Sampler, as_sampler
-from fastdiff.diffusion.rows import ddim
-from fastdiff.models import DDPM, DDPMConfig
+from fastdiff.diffusion import DDIM, Sampler
+from fastdiff.models import DDPM
+from fastdiff.models.formats.diffusers_config import read_config
+from fastdiff.models.formats.diffusers_names import entries_of
+from fastdiff.models.formats.tensor_map import read_tensors
 from fastdiff.networks.concat_unet import ConcatUNet
 
 TIMESTEPS = 1000
@@ -67,7 +67,7 @@ def pair_of(size: str, device: torch.device, dtype: torch.dtype = torch.float32)
     In 16 bits our network has that dtype; the model around it computes in float32.
     """
     theirs = {**SIZES[size], "dropout": DROPOUT}
-    config = DDPMConfig(shape=(3, 32, 32), levels=256, network=config_of(theirs))
+    config = read_config(theirs, GOOGLE_SCHEDULER, size).config
     torch.manual_seed(0)
     ours, other = DDPM(config).eval(), None
     network = ours.network
@@ -79,14 +79,14 @@ def pair_of(size: str, device: torch.device, dtype: torch.dtype = torch.float32)
         logging.set_verbosity_error()  # it warns of an empty list
         other = UNet2DModel(**theirs).eval()
         scale_last(other)
-        network.load_state_dict(weights_of(other.state_dict(), network))
+        state, expected = other.state_dict(), network.state_dict()
+        network.load_state_dict(read_tensors(entries_of(network), state, expected, size, "a UNet2DModel"))
         other = other.to(device, dtype).to(memory_format=torch.channels_last)
     else:
         with torch.no_grad():
             for parameter in network.parameters():  # what starts at zero could be faster
                 parameter.add_(0.02 * torch.randn_like(parameter))
         scale_last(network)
-    match_times(network)
     network.to(dtype)
     return Pair(ours.to(device), other)
 
@@ -98,8 +98,8 @@ def scale_last(network: nn.Module) -> None:
 
 
 def level_of(timesteps: Tensor) -> Tensor:
-    """The noise level with which our model of a `Pair`, see `match_times`, is called for timesteps 0, ..., 999."""
-    return noise_level(timesteps) * (TIMESTEPS / (TIMESTEPS - 1))
+    """The noise level with which our model of a `Pair` is called for timesteps 0, ..., 999."""
+    return timesteps.float() / (TIMESTEPS - 1)
 
 
 def timesteps_of(steps: int) -> Tensor:
@@ -107,17 +107,13 @@ def timesteps_of(steps: int) -> Tensor:
     return torch.arange(steps - 1, -1, -1) * (TIMESTEPS // steps)
 
 
-def ddim_of(model: DDPM, steps: int) -> Sampler:
-    """DDIM at the timesteps of ``DDIMScheduler``. Its last step, from timestep 0, is the row x_hat of our decoder."""
-    gamma = model.gamma(timesteps_of(steps).flip(0).double() / (TIMESTEPS - 1))
-    return attrs.evolve(as_sampler(lambda _: ddim(gamma.cpu())), temperature=TEMPERATURE)
+def ddim_of() -> Sampler:
+    """DDIM at the timesteps of ``DDIMScheduler``."""
+    return DDIM(spacing="leading", temperature=TEMPERATURE)
 
 
 def scheduler_of(steps: int) -> Any:
-    """``DDIMScheduler`` of google/ddpm-cifar10-32, without the clipping of x_hat, which the two do differently.
-
-    It clips x_hat and keeps eps_hat; our DDIM derives the direction from the clipped x_hat.
-    """
+    """``DDIMScheduler`` of google/ddpm-cifar10-32, without the clipping of x_hat (see `TEMPERATURE`)."""
     from diffusers import DDIMScheduler
 
     settings = {name: value for name, value in GOOGLE_SCHEDULER.items() if name != "variance_type"}

@@ -3,8 +3,9 @@
     import fastdiff
     images = fastdiff.sample("digits", 64)        # uint8 [64, 1, 8, 8]
 
-Kernels: `fastdiff.kernels`. Models: `fastdiff.models`. Samplers: `fastdiff.diffusion`. Command line:
-``fastdiff --help``. Importing fastdiff imports neither torch nor triton; the first use does.
+Kernels: `fastdiff.kernels`. Models: `fastdiff.models`. Samplers: `fastdiff.diffusion`. Other libraries:
+`fastdiff.interop`. Command line: ``fastdiff --help``. Importing fastdiff imports neither torch nor triton; the first
+use does.
 """
 
 from importlib import import_module
@@ -13,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 from .sample import sample  # eagerly, so that fastdiff.sample is this function and not the module of the same name
 
 if TYPE_CHECKING:
+    from . import interop
     from .checkpoints import load
     from .kernels import FastdiffError, Noise, backend
     from .models import Guidance, Latents
     from .sampling import Engine
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "FastdiffError", "Guidance", "Latents", "Noise", "__version__", "backend", "load", "sample"]
+__all__ = [
+    "Engine", "FastdiffError", "Guidance", "Latents", "Noise", "__version__", "backend", "interop", "load", "sample",
+]  # fmt: skip
 
 _HOMES = {
     "Engine": "fastdiff.sampling",
@@ -28,6 +32,7 @@ _HOMES = {
     "Latents": "fastdiff.models",
     "Noise": "fastdiff.kernels",
     "backend": "fastdiff.kernels",
+    "interop": "fastdiff.interop",
     "load": "fastdiff.checkpoints",
 }
 
@@ -36,7 +41,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name at its first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    module = import_module(_HOMES[name])
+    value = globals()[name] = module if name == "interop" else getattr(module, name)
     return value
 
 

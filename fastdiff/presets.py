@@ -152,7 +152,8 @@ PRESETS: dict[str, Preset] = {
     "vdm-imagenet64": Preset(_vdm(64, 256, 64), _vdm_training("imagenet64")),  # 238 M; 3.40
     # 35.7 M parameters; at most 3.75 bits/dim with L_simple in the paper
     "ddpm-cifar10": Preset(
-        DDPMConfig(shape=(3, 32, 32), levels=256, network=ConcatUNetConfig()), _ddpm_training("cifar10", 800_000)
+        DDPMConfig(shape=(3, 32, 32), levels=256, network=ConcatUNetConfig(timesteps=1000)),
+        _ddpm_training("cifar10", 800_000),
     ),
     # 9.2 and 14.0 M parameters; 500 and 245 epochs (of the 162 770 images that CelebA's own split trains on). The
     # authors minimise a squared error, where these have learned variances and the bound.

@@ -47,7 +47,7 @@ def test_help_and_usage_errors_do_not_import_torch():
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
         "        try:\n            return main(list(arguments))\n"
         "        except SystemExit as exit:\n            return exit.code\n"
-        "commands = 'sample train evaluate interpolate reconstruct mixture fd check info'.split()\n"
+        "commands = 'sample train evaluate interpolate reconstruct mixture fd check convert info'.split()\n"
         "print({code(*command, '--help') for command in [[], *([name] for name in commands)]})\n"
         "print({code(*words.split()) for words in sys.argv[1:]}, end=' ')\n"
     )

@@ -18,7 +18,7 @@ LAYERS = [
     ["diffusion", "data", "networks"],
     ["models"],
     ["checkpoints"],
-    ["sampling"],
+    ["sampling", "interop"],
     ["evaluation"],
     ["training"],
     ["presets", "cli", "__main__"],

@@ -16,16 +16,18 @@ from fastdiff.checkpoints import embedded_names
 from fastdiff.cli.main import Command, main
 from fastdiff.data import digits
 from fastdiff.evaluation import evaluate
+from fastdiff.models import DDPM, ConcatUNetConfig, DDPMConfig
 from fastdiff.presets import PRESETS, preset
 
 README, GUIDE, SAMPLING = ((ROOT / name).read_text() for name in ("README.md", "docs/training.md", "docs/sampling.md"))
+DIFFUSERS = (ROOT / "docs/diffusers.md").read_text()
 SMALLER = {
     r"\bmax_steps=[\d_]+": "max_steps=2", r"\bsteps=\d+": "steps=2", r"\bdraws=\d+": "draws=1",
     r'"max_steps": \d+': '"max_steps": 3', r"--max-steps 300": "--max-steps 2", r"--max-steps \d{3,}": "--max-steps 3",
     r"--steps \d+": "--steps 2", r"\bwidth=16": "width=8", r"--width 16": "--width 8",
 }  # fmt: skip
 COMMAND = r"^ +(?:nohup |torchrun .*? -m (?:-- )?)?fastdiff (.+?)(?: +[#>].*)?$"
-COMMANDS = list(dict.fromkeys(re.findall(COMMAND, README + GUIDE + SAMPLING, re.MULTILINE)))
+COMMANDS = list(dict.fromkeys(re.findall(COMMAND, README + GUIDE + SAMPLING + DIFFUSERS, re.MULTILINE)))
 
 
 def blocks(text: str) -> list[str]:
@@ -42,13 +44,20 @@ def smaller(text: str) -> str:
     return text
 
 
+def pipeline() -> DDPM:
+    """A DDPM that can be written as a pipeline of diffusers."""
+    network = ConcatUNetConfig(width=8, multipliers=(1, 2), blocks=1, attention=(), max_groups=4, timesteps=1000)
+    return DDPM(DDPMConfig(shape=(1, 8, 8), levels=256, network=network))
+
+
 def test_the_python_examples_run(tmp_path, monkeypatch):
     """All of them in one session and one folder, with fewer steps, and with tensors where the text has some."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fastdiff.models.diffusion.DEFAULT_STEPS", 3)
+    monkeypatch.setattr("fastdiff.models.diffusion_sampling.DEFAULT_STEPS", 3)
     for name in PRESETS:  # runs that the examples speak of, with fresh weights
         if any(f'load("{name}")' in block for block in BLOCKS) and name not in embedded_names():
             preset(name).build().save(tmp_path / "runs" / name)
+    pipeline().save_diffusers("my-ddpm")
     x, w = torch.randn(2, 3, 4, 4), torch.ones(2)
     session = {"x": x, "z_t": x, "eps_hat": x, "gamma": w, "w": w, "table": torch.rand(5, 10)}
     session |= {"network": lambda features: features[:, :3], "__name__": "__main__"}
@@ -59,16 +68,25 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     assert all(fastdiff.load(path.parent) for path in saved)
 
 
-def test_the_guide_to_sampling_runs():
+def test_the_guide_to_sampling_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     session = {"__name__": "__main__"}
     for number, block in enumerate(blocks(SAMPLING), 1):
         exec(compile(re.sub(r"steps=50", "steps=3", block), f"docs/sampling.md, example {number}", "exec"), session)
 
 
+def test_the_guide_to_diffusers_runs(tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
+    monkeypatch.chdir(tmp_path)
+    session = {"__name__": "__main__"}
+    for number, block in enumerate(blocks(DIFFUSERS), 1):
+        exec(compile(re.sub(r"steps=50", "steps=3", block), f"docs/diffusers.md, example {number}", "exec"), session)
+
+
 def test_the_guide_to_training_runs(tmp_path, monkeypatch, capsys):
     """The first example writes images; then the commands on the run ``small``, with fewer steps; then all others."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fastdiff.models.diffusion.DEFAULT_STEPS", 3)
+    monkeypatch.setattr("fastdiff.models.diffusion_sampling.DEFAULT_STEPS", 3)
     monkeypatch.setattr("fastdiff.training.feed.default_workers", lambda: 0)
     monkeypatch.setattr("fastdiff.training.keeping.NUM_SAMPLES", 4)
     monkeypatch.setattr(

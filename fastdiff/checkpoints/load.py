@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from ..io import folders
 from ..io.configuration import ConfigError, from_dict
-from ..io.folders import CheckpointError, Folder
+from ..io.folders import CheckpointError, Folder, Json
 from ..io.random_state import seeded
 from ..io.renamed import RENAMED_MODELS, renamed_tensors
 from ..models import MODELS, Model, build
+from .diffusers_folder import is_diffusers, load_diffusers
+from .pickles import check_no_pickle, check_no_single_file
 from .plausible import check_plausible
 
 PREFIX = "step-"
+FINAL = "model"  # in the folder of a run, what it wrote at its end
 PATIENCE = 10.0  # seconds in which a checkpoint that a training has removed is read again, from its newer one
 RUNS = Path("runs")  # where the command line keeps runs, in the working directory
 KNOWN_KEYS = ("model", "config", "custom", "versions", "record", "spacings")  # of a config.json
@@ -37,18 +40,30 @@ def load(
 ) -> Model:
     """Load a model in eval mode. What a training replaces meanwhile is read again.
 
+    A folder of diffusers, a DDPM or DDIM pipeline or its UNet2DModel, gives a `DDPM` with the same eps_hat, in float32,
+    whose network embeds the timesteps of the chain. Its classes keep their numbers, and a null label is added whose
+    embedding is 0. Without a scheduler's configuration the chain is that of ``DDPMScheduler()``, 1000 betas from 1e-4
+    to 0.02. `fastdiff.interop.diffusers_sampler` gives the sampler of such a folder.
+
     Args:
         path_or_name: a checkpoint folder; the folder of a training run, which stands for its last checkpoint, of which
-            the averaged weights are taken; the name of an embedded model; or the name of a run in ``runs/``. The name
-            of an embedded model takes precedence over a folder of the same name: write ``./digits`` for the folder.
+            the averaged weights are taken; a folder of diffusers; the name of an embedded model; or the name of a run
+            in ``runs/``. The name of an embedded model takes precedence over a folder of the same name: write
+            ``./digits`` for the folder.
         network, schedule: parts of your own that the saved model was made with, built as they were then. Their weights
             are loaded.
 
     Raises:
         CheckpointError: there is no such folder or name; a file is missing, damaged or unreadable; tensors do not fit
             the configuration or are not finite; a key is unknown; a part of your own is missing. The message names the
-            file.
+            file. A folder of diffusers has a setting that fastdiff does not have; all of them are listed. A pickle
+            (.pt, .pth, .ckpt, .bin) is never read; the message holds the command that converts it.
     """
+    resolved = _resolve(path_or_name)
+    if not folders.is_complete(resolved) and is_diffusers(placed := folders.located(resolved)):
+        if network is not None or schedule is not None:
+            raise CheckpointError(f"network and schedule must be None for {resolved}, a folder of diffusers")
+        return load_diffusers(placed)
     path, content = _read(path_or_name)
     weights = "ema.safetensors" if "ema.safetensors" in content else "model.safetensors"
     for name in ("config.json", weights):
@@ -138,6 +153,42 @@ def training_of(path_or_name: str | Path) -> dict[str, object]:
     return {}
 
 
+def record_of(path_or_name: str | Path) -> Json:
+    """Return what is recorded of a model's weights, as `Model.save` takes it; an empty dictionary if nothing is.
+
+    Of a run these are the settings and the step of its last checkpoint, or the figures too, if its weights are those
+    that were evaluated at the end of the run.
+
+    Raises:
+        CheckpointError: there is no such folder or name.
+    """
+    path = _resolve(path_or_name)
+    record, state = _json_object(path / "config.json").get("record"), _json_object(path / "state.json")
+    if isinstance(record, dict):
+        return record
+    final = path.parent / FINAL
+    evaluated = _checksum(final, "model.safetensors")
+    if evaluated is not None and evaluated == _checksum(path, "ema.safetensors"):
+        return record_of(final)
+    return {name: state[name] for name in ("train", "step") if name in state}
+
+
+def _json_object(path: Path) -> Json:
+    """Return a JSON object, or an empty dictionary if there is none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _checksum(folder: Path, name: str) -> object:
+    """Return the checksum of a file in a manifest, or None."""
+    files_of = _json_object(folder / folders.MANIFEST).get("files")
+    entry = files_of.get(name) if isinstance(files_of, dict) else None
+    return entry.get("crc32") if isinstance(entry, dict) else None
+
+
 def checkpoints(run: Path) -> list[Path]:
     """Return the complete checkpoints in the folder of a run, the newest last."""
     try:
@@ -167,8 +218,28 @@ def _read(path_or_name: str | Path) -> tuple[Path, Folder]:
         except CheckpointError:
             newer = _resolve(path_or_name)
             if newer == path or time.monotonic() > limit:
+                _check_kind(path)
                 raise
             path = newer
+
+
+def _check_kind(path: Path) -> None:
+    """Say of a folder that is none of those which `load` takes what these hold."""
+    if os.path.isdir(path) and not folders.is_complete(path):
+        raise CheckpointError(
+            f"{path} must be a checkpoint folder, the folder of a run or a folder of diffusers, but it holds no "
+            f"{folders.MANIFEST}, no complete checkpoint {PREFIX}*, and no model_index.json, unet/config.json or "
+            "config.json with _class_name"
+        )
+
+
+def _hint(name: str) -> str:
+    """Return how to get a model that seems to be named as on the Hugging Face Hub, owner/name; else nothing."""
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or os.path.isdir(name.split("/", maxsplit=1)[0]):
+        return ""
+    return (
+        f"; to load it from the Hugging Face Hub, download it first: load(huggingface_hub.snapshot_download({name!r}))"
+    )
 
 
 def _resolve(path_or_name: str | Path) -> Path:
@@ -178,10 +249,16 @@ def _resolve(path_or_name: str | Path) -> Path:
     path = Path(name)
     if not folders.exists(path) and path.name == name and os.path.isdir(RUNS / name):
         path = RUNS / name
+    check_no_single_file(path)
     if not folders.exists(path):
         names = ", ".join(embedded_names())
         raise CheckpointError(
-            f"model must be a checkpoint folder, the folder of a run or its name in {RUNS}/, or an embedded model "
-            f"({names}), got {name!r}"
+            f"model must be a checkpoint folder, a folder of diffusers, the folder of a run or its name in {RUNS}/, or "
+            f"an embedded model ({names}), got {name!r}{_hint(name)}"
         )
-    return path if not os.path.isdir(path) or folders.is_complete(path) else last_checkpoint(path) or path
+    if not os.path.isdir(path) or folders.is_complete(path):
+        return path
+    found = last_checkpoint(path)
+    if found is None and not is_diffusers(path):
+        check_no_pickle(path)
+    return found or path

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from fastdiff_kernels.errors import InvalidValueError
@@ -14,16 +14,44 @@ if TYPE_CHECKING:
 
     from ..diffusion import Sampler
     from ..models import Model
+    from .comparison import Comparison
+
+    Setting = tuple[str | None, Sampler | None, int | None]  # name, sampler, steps
 
 
 @dataclass
 class Fd:
-    """Print FD-digits of samples at several numbers of steps: the Fréchet distance on a digit classifier's features."""
+    """Print the Fréchet distance, precision and recall of a model's samples, or of images on disk, against a reference.
 
-    model: tyro.conf.Positional[str] = "digits"
-    """Checkpoint folder, run folder, or embedded model, of images of the digits' shape."""
+    A model is sampled at several numbers of steps: `fastdiff fd digits`. Images are a folder or an .npz file:
+    `fastdiff fd samples/ photos/ --features inception`.
+    """
+
+    images: tyro.conf.Positional[str] = "digits"
+    """A model (checkpoint folder, run folder, embedded model), or images: a folder, or an .npz file with arr_0."""
+    against: tyro.conf.Positional[str | None] = None
+    """The reference: a folder, an .npz file or a data set, of which the training images count. By default the digits,
+    or with other --features the data set that the model was trained on."""
+    reference: str | None = None
+    """The reference, by a flag."""
+    features: str = "digits"
+    """Network of the features: digits (a classifier of the digits; grey images of 8×8), inception (that of FID, where
+    its weights are at hand), module:function (your own: uint8 [n, C, H, W] to floats [n, F]), a TorchScript file (.pt),
+    or none, with --paired."""
+    weights: Path | None = None
+    """With --features inception: the file of the weights, where it is not in PyTorch's folder of checkpoints."""
+    k: int = 3
+    """Neighbours of precision and recall, fewer than the images of either set."""
+    precision_recall: bool = True
+    """Print precision and recall, which take time and memory for many images: all pairs are compared."""
+    paired: bool = False
+    """Also print the PSNR between images of the same file name in two folders, or the same position in .npz files."""
+    size: int | None = None
+    """Resize and crop all images to squares of this side first."""
+    color: Literal["grey", "rgb"] | None = None
+    """Convert all images first."""
     n: int = 1500
-    """Number of images; compare only distances of equal n."""
+    """Number of images of a model; compare only distances of equal n."""
     steps: str | None = None
     """Numbers of sampler steps, separated by commas, 10,50,250 by default; a VAE has none."""
     calls: str | None = None
@@ -50,40 +78,64 @@ class Fd:
     seed: int = 0
     """Image i is a function of the seed and i."""
     batch_size: int = 250
-    """Images per call of the network."""
+    """Images per call of the networks."""
     json: bool = False
     """Print JSON lines instead of a table."""
 
     def run(self) -> int:
-        """Sample and compare for every sampler and number of steps, and print the table."""
+        """Compare images, or the samples of every sampler and number of steps, and print the table."""
         if self.n < 2:
             raise InvalidValueError(f"--n must be an integer >= 2, got {self.n}")
+        if self.k < 1:
+            raise InvalidValueError(f"--k must be an integer >= 1, got {self.k}")
         if self.calls is not None and self.steps is not None:
             raise InvalidValueError(f"--calls must be absent where --steps is set, got {self.calls}")
+        if self.against is not None and self.reference is not None:
+            raise InvalidValueError(f"--reference must be absent where a second set is named, got {self.reference}")
+        if self.features == "none" and not self.paired:
+            raise InvalidValueError("--features none needs --paired")
         counts = parse_counts("calls", self.calls) if self.calls else parse_counts("steps", self.steps or "10,50,250")
-
-        from ..checkpoints import load
-        from ..data import digits
-        from ..models import Request
-        from ..training.batches import check_fit
-
         settings = self.settings(counts)
-        model = load(self.model).to(default_device())
-        check_fit(model, digits())
+
+        from ..data import ImageOptions
+        from .comparison import Comparison, check_exists, is_image_set
+
+        second = self.reference if self.against is None else self.against
+        comparison = Comparison(
+            self.features, self.weights, self.k if self.precision_recall else None, self.batch_size, self.json,
+            ImageOptions(size=self.size, color=self.color), str(default_device()),
+        )  # fmt: skip
+        if is_image_set(self.images):
+            comparison.compare_images(self.images, second, self.paired)
+            return 0
+        check_exists(self.images)
+        if self.paired:
+            raise InvalidValueError(f"--paired needs two folders or .npz files, and {self.images} is a model")
+        self._compare_model(comparison, second, settings)
+        return 0
+
+    def _compare_model(
+        self,
+        comparison: "Comparison",
+        second: str | None,
+        settings: "list[Setting]",
+    ) -> None:
+        """Sample a model with every setting, and print a row for each."""
+        from ..checkpoints import load
+        from ..models import Request
+
+        model = load(self.images).to(default_device())
         if "sampler" not in model.sampling_options:  # a VAE: one setting, and `sample` rejects what it does not take
             settings = settings[:1] if self.steps or self.calls or self.sampler != "ancestral" else [(None, None, None)]
         for _, sampler, steps in settings:
             self.draw(model, 0, sampler, steps)  # checks all settings before the work
-        if not self.json:
-            print(f"{self.model}: FD-digits against the training digits, seed {self.seed}; compare only equal n")
-            print(f"{'sampler':>18}  {'steps':>6}  {'calls':>6}  {'n':>6}  {'FD-digits':>9}  {'± s.e.':>7}")
-        self.report("held-out", None, None, digits().test_images[:])
+        comparison.begin(self.images, second, model, f", seed {self.seed}")
         for name, sampler, steps in settings:
             calls = None if sampler is None else model.prepare(Request(1, steps=steps, sampler=sampler)).rows
-            self.report(name or model.kind, steps, calls, self.draw(model, self.n, sampler, steps))
-        return 0
+            images = comparison.converted(self.draw(model, self.n, sampler, steps))
+            comparison.print_row({"sampler": name or model.kind, "steps": steps, "calls": calls}, images, 256)
 
-    def settings(self, counts: list[int]) -> "list[tuple[str | None, Sampler | None, int | None]]":
+    def settings(self, counts: list[int]) -> "list[Setting]":
         """Return the name, the sampler and the number of steps of every row; ``counts`` are steps or calls."""
         names = ("eta", "order", "spacing", "rho", "betas", "variance", "brownian")
         options = {name: getattr(self, name) for name in names}
@@ -97,24 +149,12 @@ class Fd:
         return rows
 
     def draw(self, model: "Model", n: int, sampler: "Sampler | None", steps: int | None) -> "Tensor":
-        """Draw the images of a row, uint8 levels."""
+        """Draw the images of a row, uint8 in 0 .. 255."""
         from ..models import Latents
         from ..sample import sample
 
         latents = None if self.mixture is None else Latents(mixture=self.mixture)
         return sample(
             model, n, steps, "ancestral" if sampler is None else sampler, self.seed, latents=latents,
-            batch_size=self.batch_size, output="levels", progress=n > 0,
+            batch_size=self.batch_size, progress=n > 0,
         )  # fmt: skip
-
-    def report(self, name: str, steps: int | None, calls: int | None, images: "Tensor") -> None:
-        """Compare images with the training digits, and print one line; ``calls`` are those of the network."""
-        from ..evaluation import fd_digits
-        from ..training.metrics import json_line
-
-        result = fd_digits(images)
-        row = {"sampler": name, "steps": steps, "calls": calls, "n": len(images)}
-        row |= {"fd": result.value, "se": result.standard_error}
-        line = f"{name:>18}  {steps or '':>6}  {calls or '':>6}  {len(images):>6}"
-        line += f"  {result.value:9.3f}  {result.standard_error:7.3f}"
-        print(json_line(row) if self.json else line, flush=True)

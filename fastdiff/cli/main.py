@@ -15,13 +15,18 @@ from tyro.conf import DisallowNone, subcommand
 
 from .. import __version__
 from .check import Check
+from .convert import Convert
+from .edit import Edit, Inpaint
 from .evaluate import Evaluate
+from .export import Export
 from .fd import Fd
 from .info import Info
 from .interpolate import Interpolate
 from .interrupts import Terminated, message
+from .invert import Invert
 from .mixture import Mixture
 from .reconstruct import Reconstruct
+from .restore import Restore
 from .sample import Sample
 from .train import Train
 
@@ -31,9 +36,15 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Interpolate, subcommand("interpolate")]
     | Annotated[Reconstruct, subcommand("reconstruct")]
+    | Annotated[Edit, subcommand("edit")]
+    | Annotated[Inpaint, subcommand("inpaint")]
+    | Annotated[Invert, subcommand("invert")]
+    | Annotated[Restore, subcommand("restore")]
     | Annotated[Mixture, subcommand("mixture")]
     | Annotated[Fd, subcommand("fd")]
+    | Annotated[Export, subcommand("export")]
     | Annotated[Check, subcommand("check")]
+    | Annotated[Convert, subcommand("convert")]
     | Annotated[Info, subcommand("info")]
 )
 

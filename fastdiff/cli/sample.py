@@ -1,5 +1,6 @@
-"""The command ``sample``."""
+"""The command ``sample``: a picture, an ``.npz`` file, or a folder of any number of images."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -7,22 +8,37 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from fastdiff_kernels.errors import InvalidValueError
 
-from .arguments import check_picture, sampler_of, write_picture
+from .arguments import sampler_of, write_picture
+from .choices import hint
+from .outputs import Output, output_of
 
 if TYPE_CHECKING:
-    from ..models import Guidance
+    from ..diffusion import Sampler
+    from ..models import Guidance, Latents
+    from ..sampling import Engine
 
 
 @dataclass
 class Sample:
-    """Draw images from a model and write them as one PNG grid."""
+    """Draw images from a model: one picture of all, an .npz file, or a folder with a file each.
+
+    A folder takes any number of images: `fastdiff sample digits -n 50000 --out samples/`. They are drawn in pieces; the
+    same command goes on where it was stopped, --shard divides the work among machines, and torchrun among processes.
+    """
 
     model: tyro.conf.Positional[str] = "digits"
     """Checkpoint folder, run folder, or embedded model."""
     n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64
     """Number of images. (Under torchrun write -n, since torchrun takes --n for an option of its own.)"""
-    out: Path = Path("samples.png")
-    """Picture to write."""
+    out: Annotated[str | None, hint("samples.png by default, or samples/ with --format, --piece or --shard")] = None
+    """What to write: a picture of all images (samples.png), an .npz file with the array arr_0 [n, H, W, C]
+    (samples.npz), or a folder (samples/)."""
+    format: Annotated[Literal["png", "npz"] | None, hint("png by default")] = None
+    """Files of a folder: a PNG of each image, or an .npz of each piece, which holds the labels too."""
+    piece: Annotated[int | None, hint("1000 by default")] = None
+    """Images of a piece of a folder, rounded up to whole batches; a process that is killed loses one piece."""
+    shard: str | None = None
+    """Draw a part of a folder, such as 2/8 for the second of eight machines."""
     steps: int | None = None
     """Sampler steps, 250 by default; a VAE has none."""
     sampler: str = "ancestral"
@@ -50,8 +66,8 @@ class Sample:
     """Factor on the standard deviation of the latent z of a VAE or a DiffuseVAE."""
     mixture: Path | None = None
     """Mixture (`fastdiff mixture`) that the latent z of a VAE or a DiffuseVAE is drawn from."""
-    label: int | None = None
-    """Class of all images, for a class-conditional model."""
+    label: int | Literal["all"] | None = None
+    """Class of all images, for a class-conditional model; all: the classes in turn."""
     guidance: float | None = None
     """Weight of classifier-free guidance, with --label."""
     guidance_interval: tuple[float, float] | None = None
@@ -70,15 +86,14 @@ class Sample:
     """Where to run: auto (the GPU if there is one), cpu, cuda, or cuda:1; under torchrun each process takes a GPU."""
 
     def run(self) -> int:
-        """Sample, and write the picture."""
+        """Sample, and write the files."""
         if self.n < 1:
-            raise InvalidValueError(f"--n must be an integer >= 1 for a picture, got {self.n}")
-        check_picture(self.out)
+            raise InvalidValueError(f"--n must be an integer >= 1, got {self.n}")
+        output = output_of(self.out, self.format, self.piece, self.shard)
 
-        from ..io.pictures import image_grid
-        from ..io.processes import is_first, joined, on_first
+        from ..io.processes import joined
         from ..models import Latents
-        from ..sampling import Engine, sample_images
+        from ..sampling import Engine
 
         names = ("eta", "order", "spacing", "rho", "betas", "variance", "temperature")
         options = {name: getattr(self, name) for name in names}
@@ -91,15 +106,47 @@ class Sample:
         with joined(self.device) as device:
             graph = {"auto": None, "on": True, "off": False}[self.graph]
             engine = Engine(self.model, self.compile, graph, invariant, device)
-            images = sample_images(
-                engine, self.n, self.steps, sampler, self.seed, self.label, self._guidance(), None, latents,
-                self.batch_size, "uint8", None, progress=True, callback=None, sharded=True,
-            )  # fmt: skip
-            assert not isinstance(images, list)
-            on_first(lambda: write_picture(image_grid(images), self.out))
-            if is_first():
-                print(f"wrote {self.out} ({self.n} images)")
+            write = self._write_folder if output.kind == "folder" else self._write_file
+            write(engine, output, sampler, latents)
         return 0
+
+    def _write_file(self, engine: "Engine", output: Output, sampler: "Sampler", latents: "Latents | None") -> None:
+        """Draw all images, and write the picture or the .npz file."""
+        from ..io.files import write_atomically
+        from ..io.image_files import npz_bytes
+        from ..io.pictures import image_grid
+        from ..io.processes import is_first, on_first
+        from ..sampling import sample_images
+        from ..sampling.bulk import class_labels
+
+        labels = self.label if self.label != "all" else class_labels(engine.model, self.label, self.n)
+        images = sample_images(
+            engine, self.n, self.steps, sampler, self.seed, labels, self._guidance(), None, latents,
+            self.batch_size, "uint8", None, progress=True, callback=None, sharded=True,
+        )  # fmt: skip
+        assert not isinstance(images, list)
+        if output.kind == "npz":
+            classes = class_labels(engine.model, self.label, self.n)
+            on_first(lambda: write_atomically(output.path, npz_bytes(images, classes)))
+        else:
+            on_first(lambda: write_picture(image_grid(images), output.path))
+        if is_first():
+            print(f"wrote {output.path} ({self.n} images)")
+
+    def _write_folder(self, engine: "Engine", output: Output, sampler: "Sampler", latents: "Latents | None") -> None:
+        """Draw the pieces of a folder that are missing."""
+        from ..io.processes import is_first
+        from ..sampling import sample_to_folder
+
+        done = sample_to_folder(
+            engine, output.path, self.n, self.steps, sampler, self.seed, self.label, self._guidance(), latents,
+            self.batch_size, output.piece, output.format, shard=output.shard, progress=True,
+        )  # fmt: skip
+        if is_first():
+            part = "" if output.shard == (1, 1) else f" of shard {self.shard}"
+            there = f"; {done.images - done.drawn} were there" if done.drawn < done.images else ""
+            missing = f"; {done.missing} of {self.n} are missing" if done.missing else ""
+            print(f"wrote {done.path}{os.sep} ({done.drawn} images{part}{there}{missing})")
 
     def _guidance(self) -> "Guidance | float | None":
         """Return the guidance of the flags.

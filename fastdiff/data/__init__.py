@@ -11,13 +11,16 @@ from .dataset import Dataset
 from .digits import DIGITS_LEVELS, digits
 from .errors import DataError
 from .image_folder import load_image_folder
+from .image_set import ImageSet, open_images
 from .loading import load_dataset
 from .npz import load_npz
 from .options import ImageOptions
+from .sample_arrays import load_sample_arrays
 from .source import ImageSource
 from .torch_data import from_torch
 
 __all__ = [
-    "DIGITS_LEVELS", "DataError", "Dataset", "ImageOptions", "ImageSource",
-    "digits", "from_torch", "load_cifar10", "load_dataset", "load_image_folder", "load_npz",
+    "DIGITS_LEVELS", "DataError", "Dataset", "ImageOptions", "ImageSet", "ImageSource",
+    "digits", "from_torch", "load_cifar10", "load_dataset", "load_image_folder", "load_npz", "load_sample_arrays",
+    "open_images",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ that is at least as large. Only what the crop needs is resized.
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -146,8 +146,8 @@ def converted(image: "Image", mode: str) -> "Image":
 
 
 @contextmanager
-def opened(path: str) -> "Iterator[Image]":
-    """An image of a mode in `MODES`; whatever its reading raises becomes a `DataError`."""
+def opened(path: str, modes: Iterable[str] = MODES) -> "Iterator[Image]":
+    """An image of one of these modes; whatever its reading raises becomes a `DataError`."""
     from PIL import Image  # slow to import, and some data sets do without
 
     try:
@@ -159,8 +159,8 @@ def opened(path: str) -> "Iterator[Image]":
                 if image.width * image.height > MAX_PIXELS:
                     size = f"{image.width}×{image.height}"
                     raise DataError(f"{path} must have at most {MAX_PIXELS // 10**6} megapixels, got {size}")
-                if image.mode not in MODES:
-                    names = f"{', '.join(MODES)}, got {image.format} of mode {image.mode}"
+                if image.mode not in (modes := tuple(modes)):
+                    names = f"{', '.join(modes)}, got {image.format} of mode {image.mode}"
                     raise DataError(f"{path} must be a pixel image of mode {names}")
                 if image.format == "PNG":
                     _check_png(file)

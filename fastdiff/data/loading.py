@@ -11,6 +11,7 @@ from .image_folder import load_image_folder
 from .in_memory import with_options
 from .npz import load_npz
 from .options import ImageOptions
+from .sample_arrays import holds_samples, is_sample_folder, load_sample_arrays
 
 _IMAGES = "a folder of {0}×{0} images, or an .npz file"
 # Data sets that presets name and that are not part of the package, and what to pass in their place.
@@ -26,8 +27,9 @@ NOT_SHIPPED = {
 def load_dataset(name: str | os.PathLike[str], options: ImageOptions | None = None) -> Dataset:
     """Load a data set by its name or path.
 
-    ``"digits"`` is embedded (`digits`). A path is read as what it looks like: ``*.npz`` by `load_npz`; ``*.tar.gz``,
-    ``*.tgz`` and a folder with ``data_batch_1`` or ``data_batch_1.bin`` by `load_cifar10`; any other folder by
+    ``"digits"`` is embedded (`digits`). A path is read as what it looks like: ``*.npz`` by `load_npz`, or by
+    `load_sample_arrays` where it holds ``arr_0``; ``*.tar.gz``, ``*.tgz`` and a folder with ``data_batch_1`` or
+    ``data_batch_1.bin`` by `load_cifar10`; a folder of ``samples-*.npz`` by `load_sample_arrays`; any other folder by
     `load_image_folder`, which reads the images when they are used. ``options`` resize, crop and convert the images of
     each; without options the images of all but the folders are tensors.
 
@@ -46,19 +48,29 @@ def load_dataset(name: str | os.PathLike[str], options: ImageOptions | None = No
     return with_options(_load_in_memory(name), options)
 
 
+def check_exists(name: str, allowed: str) -> None:
+    """Check that there are images of a name: a file, a folder, or a data set that `load_dataset` knows by its name.
+
+    Raises:
+        DataError: there are none, and ``allowed`` says what they may be.
+    """
+    if name != "digits" and name not in NOT_SHIPPED and not os.path.exists(name):
+        raise DataError(f"images must be {allowed}; there is no file {name}")
+
+
 def is_image_folder(name: str) -> bool:
     """Whether a data set's name is the path of a folder that is read as a folder of images."""
     # unlike Path.is_dir, os.path.isdir is false for a name too long for the file system
-    return name != "digits" and os.path.isdir(name) and not is_cifar10_folder(Path(name))
+    return name != "digits" and os.path.isdir(name) and not (is_cifar10_folder(Path(name)) or is_sample_folder(name))
 
 
 def _load_in_memory(name: str) -> Dataset:
     if name == "digits":
         return digits()
     if os.path.isdir(name):
-        return load_cifar10(name)
+        return load_sample_arrays(name) if is_sample_folder(name) else load_cifar10(name)
     if name.endswith(".npz"):
-        return load_npz(name)
+        return load_sample_arrays(name) if holds_samples(name) else load_npz(name)
     if name.endswith((".tar.gz", ".tgz")):
         return load_cifar10(name)
     if name in NOT_SHIPPED:

@@ -1,36 +1,19 @@
 """Data sets in NumPy's ``.npz`` files."""
 
-import io
 import math
-import os
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from torch import Tensor
 
+from ..io.npz import Header, NpzError, NpzFile
 from .dataset import Dataset, array_identity
 from .errors import DataError
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "levels")
 MAX_CLASSES = 65536
-MAX_HEADER = 10_000  # bytes, as NumPy itself allows
-DEFLATE_RATIO, SLACK = 1032, 1024  # deflate gives at most 1032 bytes for one
-
-
-class Header(NamedTuple):
-    """What an array's header says of it."""
-
-    shape: tuple[int, ...]
-    fortran: bool
-    dtype: np.dtype
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {self.shape}"
 
 
 def load_npz(path: str | Path) -> Dataset:
@@ -44,7 +27,7 @@ def load_npz(path: str | Path) -> Dataset:
         DataError: the file is missing, damaged or not an ``.npz`` file; or an array is missing or has the wrong dtype,
             shape or range.
     """
-    arrays = _arrays(path)
+    arrays = read_arrays(path, KEYS, _check_headers)
     levels = _levels(path, arrays.get("levels", np.array(256)))
     train_images, test_images = (_images(path, key, arrays[key], levels) for key in ("train_images", "test_images"))
     train_labels, test_labels = (_labels(path, key, arrays.get(key)) for key in ("train_labels", "test_labels"))
@@ -58,65 +41,20 @@ def load_npz(path: str | Path) -> Dataset:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def _arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """The known arrays, once their headers have been checked."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size, entries, headers = os.path.getsize(path), {}, {}
-            for info in archive.infolist():
-                with archive.open(info) as member:  # of ignored entries too: it compares the two copies of the name
-                    key = info.filename.removesuffix(".npy")
-                    if key in entries:
-                        raise ValueError(f"it holds {key} twice")
-                    if key in KEYS:
-                        entries[key], headers[key] = info, _header(info, member, size)
-            _check_headers(path, headers)
-            return {key: _array(archive, info) for key, info in entries.items()}
-    except DataError:
-        raise
-    except Exception as error:  # damaged headers raise many things, such as tokenize.TokenError
-        raise DataError(f"{path} cannot be read as an .npz file: {str(error) or type(error).__name__}") from error
-
-
-def _header(info: zipfile.ZipInfo, member: IO[bytes], size: int) -> Header:
-    """Read the header of an array, and compare the size that it gives with the entry's, before anything is allocated.
+def read_arrays(
+    path: str | Path, keys: Sequence[str], check: Callable[[str | Path, Mapping[str, Header]], None]
+) -> dict[str, np.ndarray]:
+    """Read the arrays with these keys, as far as they are there, once ``check(path, headers)`` has accepted them.
 
     Raises:
-        ValueError: they differ, or the entry claims more than its compressed bytes, in a file of ``size``, can give.
+        DataError: the file is missing, damaged or not an ``.npz`` file; and what ``check`` raises.
     """
-    packed = min(info.compress_size, size)
-    most = {zipfile.ZIP_STORED: packed, zipfile.ZIP_DEFLATED: packed * DEFLATE_RATIO + SLACK}
-    if info.file_size > most.get(info.compress_type, 0):
-        raise ValueError(f"{info.filename} claims {info.file_size} bytes in {packed} compressed ones")
-    version = npy.read_magic(member)
-    width = 2 if version == (1, 0) else 4
-    length = int.from_bytes(member.read(width), "little")
-    if length > MAX_HEADER:
-        raise ValueError(f"the header of {info.filename} must have at most {MAX_HEADER} bytes, got {length}")
-    start = npy.magic(*version) + length.to_bytes(width, "little")
-    header = _parse(start + member.read(length))
-    claimed = len(start) + length + math.prod(header.shape) * header.dtype.itemsize
-    if claimed != info.file_size and not header.dtype.hasobject:
-        raise ValueError(f"the header of {info.filename} describes {claimed} bytes, but it holds {info.file_size}")
-    return header
-
-
-def _parse(start: bytes) -> Header:
-    file = io.BytesIO(start)
-    version = npy.read_magic(file)
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    if any(size < 0 for size in shape):
-        raise ValueError(f"its shape must not be negative, got {shape}")
-    return Header(shape, fortran, dtype)
-
-
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    with archive.open(info) as member:
-        array = npy.read_array(member, allow_pickle=False)
-        if member.read(1):  # reading to the end also compares the checksum
-            raise ValueError(f"{info.filename} holds more bytes than its header describes")
-    return array
+    try:
+        with NpzFile(path, keys) as file:
+            check(path, file.headers)
+            return {key: file.read(key) for key in file.headers}
+    except NpzError as error:
+        raise DataError(str(error)) from error.__cause__
 
 
 # ------------------------------------------------------------------------------------------------ checking

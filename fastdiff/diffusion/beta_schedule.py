@@ -1,5 +1,6 @@
 """The noise schedule of a discrete chain of betas, as DDPM defines it (Ho et al. 2020, arXiv:2006.11239)."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .schedules import Schedule, ScheduleError
+
+COSINE_OFFSET, LARGEST_BETA = 0.008, 0.999  # of Nichol and Dhariwal 2021
 
 
 class BetaSchedule(Schedule):
@@ -67,6 +70,34 @@ class BetaSchedule(Schedule):
 def linear_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
     """Return ``steps`` betas evenly spaced from ``first`` to ``last`` (Ho et al. 2020), float64 [steps]."""
     return torch.linspace(first, last, steps, dtype=torch.float64, device="cpu")
+
+
+def scaled_linear_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
+    """Return the squares of numbers evenly spaced from sqrt(first) to sqrt(last), float64 [steps].
+
+    The schedule of latent diffusion (Rombach et al. 2022).
+    """
+    return torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64, device="cpu").square()
+
+
+def cosine_betas(steps: int = 1000) -> Tensor:
+    """Return the betas of alpha_t² ∝ cos²(pi/2 (t + 0.008) / 1.008), at most 0.999, float64 [steps].
+
+    beta_i = 1 - alpha²(i / steps) / alpha²((i - 1) / steps) (Nichol and Dhariwal 2021, eq. 17).
+    """
+    t = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps
+    kept = torch.cos(0.5 * math.pi * (t + COSINE_OFFSET) / (1.0 + COSINE_OFFSET)).square()
+    return (1.0 - kept[1:] / kept[:-1]).clamp(max=LARGEST_BETA)
+
+
+def betas_of(kind: str, steps: int, first: float, last: float) -> Tensor:
+    """Return the betas of one of `BETA_SCHEDULES`, float64 [steps]; ``"cosine"`` ignores ``first`` and ``last``."""
+    return cosine_betas(steps) if kind == "cosine" else BETA_SCHEDULES[kind](steps, first, last)
+
+
+BETA_SCHEDULES: dict[str, Callable[..., Tensor]] = {
+    "linear": linear_betas, "scaled_linear": scaled_linear_betas, "cosine": cosine_betas,
+}  # fmt: skip
 
 
 def log_expm1(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import FastdiffError, Noise, Stream, reparameterize, sampler_step
-from .plan import C_1, D, Plan, S
+from .plan import C_1, D, Plan, S, W
 
 Predict = Callable[..., tuple[Tensor, Tensor | None]]
 Callback = Callable[[int, int, Tensor, Tensor], object]
@@ -54,8 +54,9 @@ class Traits:
     """What a plan needs of the loop, the same for all its rows; a captured graph serves all plans of equal traits.
 
     stochastic: whether rows draw noise. estimates, latents: how many earlier x_hat and z they read. third_is_latent:
-    whether C_3 multiplies z_{-2}. clip: bound of |x_hat|, or None. learned: whether variances are learned. nodes: how
-    many normals of a Brownian path the noise of a row is made of; 0 draws it as one.
+    whether C_3 multiplies z_{-2}. d_is_eps_hat: whether D multiplies eps_hat. clip: bound of |x_hat|, or None. learned:
+    whether variances are learned. nodes: how many normals of a Brownian path the noise of a row is made of; 0 draws it
+    as one.
     """
 
     rows: int
@@ -63,6 +64,7 @@ class Traits:
     estimates: int
     latents: int
     third_is_latent: bool
+    d_is_eps_hat: bool
     clip: float | None
     learned: bool
     nodes: int
@@ -72,12 +74,12 @@ class Traits:
         """Return the traits of a plan."""
         used = (plan.table[:, C_1 : D + 1].float() != 0).any(0).tolist()  # C_1, C_2, C_3, D
         estimates = max((k for k, is_used in enumerate(used[:3], 1) if is_used), default=0)
-        latents = int(used[3])
+        latents = int(used[3] and not plan.d_is_eps_hat)
         if plan.third_is_latent and used[2]:
             estimates, latents = 2, 2
         return cls(
             len(plan.gamma), bool((plan.table[:, S].float() != 0).any()), estimates, latents, plan.third_is_latent,
-            1.0 if plan.clip_denoised else None, plan.log_variance is not None,
+            plan.d_is_eps_hat, 1.0 if plan.clip_denoised else None, plan.log_variance is not None,
             0 if plan.brownian is None else plan.brownian.nodes.shape[1],
         )  # fmt: skip
 
@@ -136,10 +138,13 @@ class Loop:
         traits, z, counter = self.traits, state.z, self.noise.counter
         eps_hat, v, eps_hat_uncond = self._predict(z, self.gamma.index_select(0, counter), guided)
         noise = self._step_noise(z)
+        z_prev = state.latents[0] if traits.latents else None
+        if traits.d_is_eps_hat:
+            z_prev = eps_hat if eps_hat_uncond is None else self._guided(eps_hat, eps_hat_uncond)
         z_s, x_hat = sampler_step(
             z, eps_hat, self.rows, noise if traits.stochastic else None, clip=traits.clip,
             history=[*state.estimates, *(state.latents[1:] if traits.third_is_latent else [])],
-            z_prev=state.latents[0] if traits.latents else None, eps_hat_uncond=eps_hat_uncond, step=counter,
+            z_prev=z_prev, eps_hat_uncond=eps_hat_uncond, step=counter,
             keep_x_hat=traits.estimates > 0 or self.keeps_x_hat,
         )  # fmt: skip
         if self.bounds is not None:
@@ -156,6 +161,11 @@ class Loop:
         eps_hat, v = self.denoiser.predict(torch.cat([z, z]), gamma.expand(2 * len(z)), *self.doubled)
         conditional, unconditional = eps_hat.chunk(2)
         return conditional, None if v is None else v.chunk(2)[0], unconditional
+
+    def _guided(self, eps_hat: Tensor, eps_hat_uncond: Tensor) -> Tensor:
+        """Return the estimate of classifier-free guidance, as `sampler_step` has it in x_hat."""
+        weight = self.rows.index_select(0, self.noise.counter)[0, W]
+        return eps_hat_uncond + weight * (eps_hat - eps_hat_uncond)
 
     def _step_noise(self, z: Tensor) -> Tensor | Noise:
         if not self.shared_noise and self.path is None:

@@ -29,7 +29,8 @@ class Plan:
     gamma: float64 [rows], the noise level that the network is called with. table: float64 [rows, 10]. log_variance:
     float64 [rows, 2], the log-variances between which a network with learned variances interpolates; None if S in the
     table scales the noise. calls_per_step: rows of one step. clip_denoised: whether x_hat is clipped to [-1, 1].
-    third_is_latent: C_3 multiplies the latent two calls before z_t, and not x_hat_3.
+    third_is_latent: C_3 multiplies the latent two calls before z_t, and not x_hat_3. d_is_eps_hat: D multiplies the
+    network's eps_hat, and not the latent before z_t.
 
     noise_span: float64 [rows, 2], the (gamma_s, gamma_t) over which a row's noise is the increment of a Brownian path
     (`fastdiff.diffusion.brownian`), equal for a row without noise; None for a plan that has no noise, or whose noise is
@@ -42,6 +43,7 @@ class Plan:
     calls_per_step: int = 1
     clip_denoised: bool = False
     third_is_latent: bool = False
+    d_is_eps_hat: bool = False
     noise_span: Tensor | None = None
     brownian: BrownianTable | None = None
 

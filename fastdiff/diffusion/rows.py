@@ -7,7 +7,7 @@ every call of the network, from t = 1 down. Arithmetic is float64. `fastdiff.dif
 import torch
 from torch import Tensor
 
-from .plan import C_1, B, Plan, S, coefficient_rows
+from .plan import C_1, A, B, D, Plan, S, coefficient_rows
 from .process import alpha, posterior, sigma, transition_variance
 
 
@@ -29,21 +29,28 @@ def ancestral(gamma: Tensor, variance: str = "fixed_small") -> Plan:
     return Plan(gamma_t, table, noise_span=spans(gamma))
 
 
-def ddim(gamma: Tensor, eta: float | Tensor = 0.0) -> Plan:
+def ddim(gamma: Tensor, eta: float | Tensor = 0.0, keep_eps_hat: bool = False) -> Plan:
     """DDIM (Song et al. 2021): z_s = alpha_s x_hat + sqrt(sigma_s² - d²) eps_hat + d eps.
 
     d is eta times the deviation of the posterior: eta = 0 is deterministic, eta = 1 is ancestral sampling. With
     r = exp((gamma_s - gamma_t) / 2) and c = 1 - r²: A = (sigma_s / sigma_t) sqrt(1 - eta² c), and
     B = alpha_s - alpha_t A, computed without cancellation as alpha_s c (1 + eta² r²) / (1 + r sqrt(1 - eta² c)).
-    ``eta`` is a number, or float64 [steps] from t = 1 down.
+    ``eta`` is a number, or float64 [steps] from t = 1 down. With eta = 0 the steps may also lead from data to noise.
+
+    Where x_hat is clipped, eps_hat is that of the clipped x_hat, (z_t - alpha_t x_hat) / sigma_t. With ``keep_eps_hat``
+    it is the network's (the column D, see `Plan.d_is_eps_hat`).
     """
     gamma_t, gamma_s = pairs(gamma)
     r, c = torch.exp(0.5 * (gamma_s - gamma_t)), -torch.expm1(gamma_s - gamma_t)
     root = (r.square() + (1.0 - eta) * (1.0 + eta) * c).clamp(min=0.0).sqrt()  # accurate where c is near 1
+    root = torch.where(c < 0.0, 1.0, root)  # from data to noise, where eta is 0
     a = sigma(gamma_s) / sigma(gamma_t) * root
     b = alpha(gamma_s) * c * (1.0 + eta**2 * r**2) / (1.0 + r * root)
-    table = coefficient_rows(gamma_t, a, b, eta * c.sqrt() * sigma(gamma_s))
-    return Plan(gamma_t, table, noise_span=spans(gamma) if (table[:, S] != 0).any() else None)
+    table = coefficient_rows(gamma_t, a, b, eta * c.clamp(min=0.0).sqrt() * sigma(gamma_s))
+    if keep_eps_hat:
+        table[:, A], table[:, B], table[:, D] = 0.0, alpha(gamma_s), sigma(gamma_t) * a
+    noise_span = spans(gamma) if (table[:, S] != 0).any() else None
+    return Plan(gamma_t, table, noise_span=noise_span, d_is_eps_hat=keep_eps_hat)
 
 
 def dpm_solver(gamma: Tensor) -> Plan:

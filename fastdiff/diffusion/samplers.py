@@ -17,7 +17,7 @@ from .multistep import ORDERS, deis, unipc
 from .plan import Plan
 from .rows import ancestral, ddim, dpm_solver, heun
 from .schedules import RHO, SPACINGS
-from .spacings import WANTED, Times, check_times
+from .spacings import CHAIN_SPACINGS, WANTED, Times, check_times
 from .stochastic import dpm_solver_sde, dpm_solver_sde_2s, euler_ancestral
 
 VARIANCES = ("fixed_small", "fixed_large", "learned")
@@ -31,7 +31,7 @@ def _increasing(betas: tuple[float, float]) -> str | None:
 
 def _spacing(value: str | Times) -> str | None:
     if isinstance(value, str):
-        known = (*SPACINGS, MODEL_SPACING)
+        known = (*SPACINGS, MODEL_SPACING, *CHAIN_SPACINGS)
         return None if value in known else f"be one of {', '.join(map(repr, known))}, or {WANTED}"
     return check_times(value)
 
@@ -43,7 +43,9 @@ class Sampler:
     Args:
         spacing: where the steps lie: evenly in t (``"time"``), evenly in sqrt(t) (``"quadratic"``), evenly in gamma
             (``"gamma"``), or evenly in e^{gamma / (2 rho)} (``"karras"``, Karras et al. 2022). ``"model"``: at the
-            times that the model brings for this sampler and number of steps (``model.spacings``). Or the times
+            times that the model brings for this sampler and number of steps (``model.spacings``). ``"leading"``,
+            ``"trailing"``, ``"linspace"``: only for a DDPM, at the steps of its chain that diffusers' schedulers of
+            these names take; the first two begin below t = 1 or end above t = 0. Or the times
             themselves, increasing from 0 (data) to 1, one more than steps; for a DDPM, whose decoder takes the last
             step, as many as steps.
         rho: exponent of the spacing ``"karras"``, > 0; the larger, the denser near the data.
@@ -104,12 +106,19 @@ class Ancestral(Sampler):
 
 @configuration
 class DDIM(Sampler):
-    """DDIM, see `ddim`. ``eta`` in [0, 1]: 0 is deterministic, 1 is ancestral sampling."""
+    """DDIM, see `ddim`.
+
+    Args:
+        eta: in [0, 1]: 0 is deterministic, 1 is ancestral sampling.
+        keep_eps_hat: where ``clip_denoised`` clips x_hat, step with the network's eps_hat and not with that of the
+            clipped x_hat, as diffusers' DDIM does by default.
+    """
 
     eta: float = field(between(0.0, 1.0), default=0.0)
+    keep_eps_hat: bool = False
 
     def __call__(self, gamma: Tensor) -> Plan:
-        return ddim(gamma, self.eta)
+        return ddim(gamma, self.eta, self.keep_eps_hat and self.clip_denoised)
 
 
 @configuration

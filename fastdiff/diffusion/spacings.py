@@ -9,8 +9,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from ..io.configuration import ConfigError, convert
+import torch
 
+from ..io.configuration import ConfigError, convert
+from ..kernels import InvalidValueError
+
+CHAIN_SPACINGS = ("leading", "trailing", "linspace")
 Times = tuple[float, ...]
 Spacings = Mapping[str, Mapping[int, Times]]  # by the name of the sampler and the number of steps
 WANTED = "increasing times from 0 to 1"
@@ -20,6 +24,29 @@ def check_times(times: Sequence[float]) -> str | None:
     """Return None for times 0 = t_0 < t_1 < ... = 1, and what they must be for any other."""
     increasing = all(low < high for low, high in pairwise(times))
     return None if len(times) >= 2 and times[0] == 0.0 and times[-1] == 1.0 and increasing else f"be {WANTED}"
+
+
+def chain_steps(spacing: str, count: int, steps: int) -> list[int]:
+    """Return the steps of a chain of ``count`` that ``steps`` sampler steps take, 0 .. count - 1, increasing.
+
+    These are the timesteps of diffusers' schedulers of these names (Lin et al. 2024, table 2): ``"leading"``: i times
+    count // steps, i = 0 .. steps - 1; ``"trailing"``: count - 1 and then each count / steps lower, rounded;
+    ``"linspace"``: evenly from 0 to count - 1, rounded. Halves are rounded to even numbers.
+
+    Raises:
+        InvalidValueError: more steps than the chain has.
+    """
+    if steps > count:
+        raise InvalidValueError(f"steps must be <= {count}, those of the chain, with spacing {spacing!r}, got {steps}")
+    i = torch.arange(steps, dtype=torch.float64)
+    if spacing == "leading":
+        chosen = i * (count // steps)
+    elif spacing == "trailing":
+        gap = (count - count / steps) - count  # rounded as NumPy's arange rounds it, for halves to fall the same way
+        chosen = torch.round(count + (steps - 1 - i) * gap) - 1
+    else:
+        chosen = torch.round(i * ((count - 1) / max(1, steps - 1)))
+    return [int(each) for each in chosen.tolist()]
 
 
 def spacings_to_json(spacings: Spacings) -> dict[str, dict[str, list[float]]]:

@@ -23,6 +23,15 @@ class CompiledDiffusion:
         """Number of dimensions of one image."""
         return self.diffusion.dims
 
+    @property
+    def pixel_scale(self) -> float:
+        """Factor on the centres of the levels' bins that gives the data."""
+        return self.diffusion.pixel_scale
+
+    def to_unit(self, x: Tensor) -> Tensor:
+        """Map levels to the data in [-1, 1]."""
+        return self.diffusion.to_unit(x)
+
     def check_images(self, where: str, x: object) -> None:
         """Check a batch of data, see `fastdiff.models.Model`."""
         self.diffusion.check_images(where, x)

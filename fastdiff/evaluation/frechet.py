@@ -14,16 +14,16 @@ Compare only values of equal N, against the same reference.
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import DIGITS_LEVELS, digits
 from ..kernels import InvalidTypeError, InvalidValueError
-from ..models import evaluating
+from .batches import Images
 from .digit_features import load_digit_classifier
+from .features import check_set, image_features
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,26 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return _compare(*_checked(a, b))[0]
 
 
-def fd(images: Tensor, reference: Tensor, features: Callable[[Tensor], Tensor], batch_size: int = 512) -> Frechet:
+def compare_features(a: Tensor, b: Tensor) -> Frechet:
+    """Return the Fréchet distance d² of two sets of features with its standard error over the rows of ``a``.
+
+    Args and errors as `frechet_distance`.
+    """
+    a, b = _checked(a, b)
+    return Frechet(*_compare(a, b), len(a), len(b))
+
+
+def fd(
+    images: Tensor | Images, reference: Tensor | Images, features: Callable[[Tensor], Tensor], batch_size: int = 512
+) -> Frechet:
     """Return the Fréchet distance between two sets of images on the features of a network.
 
     It is biased upwards for small N: compare only values of equal N, against the same reference and on the same
     features.
 
     Args:
-        images, reference: uint8 [N, C, H, W], at least 2 of each.
+        images, reference: uint8 [N, C, H, W], at least 2 of each; or what reads such batches when it is indexed, such
+            as the images of a `fastdiff.data.Dataset`, which are then never in memory together.
         features: maps a batch of these uint8 images to floats [n, F], and moves and scales the images itself. A module
             is called in eval mode, and its mode restored. With an Inception network the result is FID.
         batch_size: images per call of ``features``, >= 1; it changes the features by rounding only.
@@ -70,15 +82,9 @@ def fd(images: Tensor, reference: Tensor, features: Callable[[Tensor], Tensor], 
         InvalidTypeError, InvalidValueError: images of another dtype or rank, or fewer than 2; features of another
             dtype or shape, or not finite.
     """
-    if batch_size < 1:
-        raise InvalidValueError(f"fd: batch_size must be >= 1, got {batch_size}")
-    for name, value in (("images", images), ("reference", reference)):
-        if value.dtype != torch.uint8:
-            raise InvalidTypeError(f"fd: {name} must have dtype torch.uint8, got {value.dtype}")
-        if value.dim() != 4 or len(value) < 2:
-            raise InvalidValueError(f"fd: {name} must have shape [N, C, H, W] with N >= 2, got {tuple(value.shape)}")
-    a, b = _checked(_features(images, features, batch_size), _features(reference, features, batch_size))
-    return Frechet(*_compare(a, b), len(a), len(b))
+    for name, each in (("images", images), ("reference", reference)):
+        check_set(name, each, batch_size)
+    return compare_features(*(image_features(each, features, batch_size) for each in (images, reference)))
 
 
 def fd_digits(images: Tensor, reference: Tensor | None = None) -> Frechet:
@@ -109,21 +115,6 @@ def fd_digits(images: Tensor, reference: Tensor | None = None) -> Frechet:
                 f'sample(..., output="levels"), got {int(value.max())}'
             )
     return fd(images.cpu(), reference.cpu(), load_digit_classifier())
-
-
-@torch.no_grad()
-def _features(images: Tensor, features: Callable[[Tensor], Tensor], batch_size: int) -> Tensor:
-    """Return the features of all images, float64 [N, F] on the CPU."""
-    parts = []
-    with evaluating(features) if isinstance(features, nn.Module) else nullcontext():
-        for batch in images.split(batch_size):
-            part = features(batch)
-            if part.dim() != 2 or len(part) != len(batch):
-                raise InvalidValueError(
-                    f"fd: features must return shape [{len(batch)}, F] for {len(batch)} images, got {tuple(part.shape)}"
-                )
-            parts.append(_float64("fd: features", part))
-    return torch.cat(parts)
 
 
 def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

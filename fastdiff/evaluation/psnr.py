@@ -1,9 +1,14 @@
 """Peak signal-to-noise ratio."""
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from ..io.pictures import to_uint8
 from ..kernels import InvalidTypeError, InvalidValueError
+from .batches import Images
 
 LIMIT = 8.0  # images in [-1, 1], noise included, are smaller; levels as floats, or 0 .. 255, are not
 
@@ -33,3 +38,57 @@ def psnr(images: Tensor, others: Tensor, levels: int) -> Tensor:
     b = 2.0 * (others.double() + 0.5) / levels - 1.0 if others.dtype == torch.uint8 else others.double()
     peak = 2.0 * (levels - 1) / levels
     return 10.0 * torch.log10(peak**2 / (a - b).square().flatten(1).mean(1))
+
+
+@dataclass(frozen=True)
+class PairedPsnr:
+    """The mean PSNR of pairs of images in decibels, its standard error, the number of pairs, and of equal pairs.
+
+    Two equal images have an infinite PSNR, and so has a mean over them; its standard error is NaN then.
+    """
+
+    value: float
+    standard_error: float
+    images: int
+    equal: int
+
+
+def paired_psnr(
+    images: Tensor | Images,
+    others: Tensor | Images,
+    levels: int = 256,
+    batch_size: int = 64,
+    other_levels: int | None = None,
+) -> PairedPsnr:
+    """Return the mean over i of the PSNR between ``images[i]`` and ``others[i]``.
+
+    Args:
+        images, others: uint8 levels [N, C, H, W] of one shape, N >= 1, or what reads such batches when it is indexed.
+        levels: number of levels of ``images``, >= 2.
+        batch_size: images that are read at once, >= 1.
+        other_levels: number of levels of ``others``, >= 2; None for the same. Where the numbers differ, both are scaled
+            to 0 .. 255 and rounded first, as they are in files.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: as `psnr`; no images, different numbers of them, or other_levels < 2.
+    """
+    if len(images) != len(others) or not len(images) or batch_size < 1:
+        found = f"{len(images)} and {len(others)}, batch_size {batch_size}"
+        raise InvalidValueError(f"paired_psnr: images and others must be N >= 1 each, and batch_size >= 1, got {found}")
+    other_levels = levels if other_levels is None else other_levels
+    if min(levels, other_levels) < 2:
+        found = f"{levels} and {other_levels}"
+        raise InvalidValueError(f"paired_psnr: levels and other_levels must be integers >= 2, got {found}")
+    parts = []
+    for first in range(0, len(images), batch_size):
+        index = torch.arange(first, min(first + batch_size, len(images)))
+        a, b = images[index], others[index]
+        if levels == other_levels:
+            parts.append(psnr(a, b, levels))
+            continue
+        if {a.dtype, b.dtype} != {torch.uint8}:
+            raise InvalidTypeError(f"paired_psnr: images must have dtype torch.uint8, got {a.dtype} and {b.dtype}")
+        parts.append(psnr(to_uint8(a, levels), to_uint8(b, other_levels), 256))
+    values = torch.cat(parts)
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return PairedPsnr(float(values.mean()), error, len(values), int(values.isinf().sum()))

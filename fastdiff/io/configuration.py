@@ -249,8 +249,8 @@ def _tuple(items: tuple[Any, ...], value: Any, where: str, complete: bool) -> tu
 
 
 def differences(found: Any, expected: Any) -> str:
-    """Say in which fields two configurations differ, such as ``network.blocks is 1, expected 2``."""
-    one, two = _flat(to_dict(found)), _flat(to_dict(expected))
+    """Say in which fields two configurations or dictionaries differ, such as ``network.blocks is 1, expected 2``."""
+    one, two = (_flat(each if isinstance(each, dict) else to_dict(each)) for each in (found, expected))
     names = [name for name in one | two if one.get(name) != two.get(name)]
     return ", ".join(f"{name} is {one.get(name, 'absent')}, expected {two.get(name, 'absent')}" for name in names)
 

@@ -80,6 +80,20 @@ def discard(path: Path) -> None:
             os.unlink(path)
 
 
+def link(source: Path, target: Path) -> None:
+    """Make what is at ``source``, a file or a folder, be at ``target`` as well: by hard links where they are possible.
+
+    Symbolic links stay links.
+    """
+    if os.path.isdir(source) and not os.path.islink(source):
+        shutil.copytree(source, target, symlinks=True, copy_function=lambda a, b: link(Path(a), Path(b)))
+        return
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
 def is_temporary(name: str, of: str | None = None) -> bool:
     """Return whether a name is one of `temporary_beside`, of the path with the name ``of`` if that is given."""
     stem, _, token = name.rpartition("-")

@@ -33,7 +33,23 @@ FLATTENED = {"DiffuseVAEConfig": "refiner", "RestorationConfig": "refiner"}
 # is missing from a file is an error, whether it has a default or not.
 ADDED_KEYS: dict[str, frozenset[str]] = {
     "TrainConfig": frozenset({"images", "accumulate", "precision", "compile"}),
-    "VDMConfig": frozenset({"sigma_data"}),
+    "VDMConfig": frozenset({"sigma_data", "schedule_width"}),
+    "DDPMConfig": frozenset({"beta_schedule", "pixels"}),
+    "DiffuseVAEConfig": frozenset({"beta_schedule", "pixels"}),
+    "RestorationConfig": frozenset({"beta_schedule", "pixels"}),
+    "ConcatUNetConfig": frozenset(
+        {
+            "attention_up",
+            "middle_attention",
+            "head_size",
+            "eps",
+            "scale_shift",
+            "padding",
+            "timesteps",
+            "timestep_scale",
+            "frequency_shift",
+        }
+    ),
 }
 # Prefixes of tensor names in model.safetensors, ema.safetensors and optimizer.safetensors.
 RENAMED_TENSORS = {

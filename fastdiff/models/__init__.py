@@ -13,7 +13,7 @@ from .degradations import AddNoise, Degradation, Downsample
 from .diffusevae import DiffuseVAE, DiffuseVAEConfig
 from .diffusion import DiffusionModel
 from .image_data import ImageConfig
-from .requests import Draw, Guidance, Latents, Request, Start
+from .requests import Draw, Edit, Guidance, Latents, Request, Start
 from .restoration import Restoration, RestorationConfig
 from .vae import HVAE, HVAEConfig
 from .vdm import VDM, VDMConfig
@@ -72,7 +72,7 @@ def build(kind: object, config: object, where: str, **parts: Any) -> Model:
 __all__ = [
     "DDPM", "HVAE", "MODELS", "VDM", "AddNoise", "BottleneckVAEConfig", "ConcatUNetConfig", "ConditionalDDPM",
     "ConditionalDDPMConfig", "ConvVAEConfig", "DDPMConfig", "Degradation", "DiffuseVAE", "DiffuseVAEConfig",
-    "Diffusion", "DiffusionModel", "Downsample", "Draw", "Guidance", "HVAEConfig", "ImageConfig", "Latents", "Model",
-    "ParameterGroups", "Request", "Restoration", "RestorationConfig", "Start", "UNetConfig", "VDMConfig", "build",
-    "check_model", "evaluating", "model_of", "uncompiled",
+    "Diffusion", "DiffusionModel", "Downsample", "Draw", "Edit", "Guidance", "HVAEConfig", "ImageConfig", "Latents",
+    "Model", "ParameterGroups", "Request", "Restoration", "RestorationConfig", "Start", "UNetConfig", "VDMConfig",
+    "build", "check_model", "evaluating", "model_of", "uncompiled",
 ]  # fmt: skip

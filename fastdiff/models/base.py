@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ..diffusion.bound import Objective, Vlb
 from ..diffusion.schedules import Schedule
 from ..io.configuration import ConfigError
-from ..io.folders import Json, write_folder
+from ..io.folders import CARD, Json, has_edited_card, write_folder
 from ..kernels import InvalidTypeError, InvalidValueError, Noise
+from .card import model_card
 from .degradations import Degradation
 from .image_data import ImageConfig, ImageModel
 from .requests import DEFAULTS, Draw, Request, Start
@@ -43,6 +44,11 @@ class Diffusion(Protocol):
 
     @property
     def dims(self) -> int: ...
+
+    @property
+    def pixel_scale(self) -> float: ...
+
+    def to_unit(self, x: Tensor) -> Tensor: ...
 
     def check_images(self, where: str, x: object) -> None: ...
 
@@ -212,7 +218,7 @@ class Model(ImageModel):
             value = getattr(request, name)
             is_set = value is not None if default is None else value != default
             if is_set and name not in self.sampling_options:
-                accepted = ", ".join(sorted(self.sampling_options - {"initial"}))
+                accepted = ", ".join(sorted(self.sampling_options - {"initial", "edit"}))
                 unlabelled = name in ("labels", "guidance") and not self.num_classes
                 what = f"{self.kind} model" + (" without classes" if unlabelled else "")
                 raise InvalidValueError(f"sample: a {what} takes no {name}; it takes {accepted}")
@@ -235,6 +241,33 @@ class Model(ImageModel):
             InvalidTypeError, InvalidValueError: the model cannot reconstruct images, or not with this degradation.
         """
         raise InvalidTypeError(f"reconstruct: a {self.kind} model cannot reconstruct images")
+
+    @property
+    def degraded_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that `restoration_start` takes."""
+        return self.shape
+
+    def restoration_start(self, degraded: Tensor, batch_size: int) -> Start:
+        """Return what restoration of degraded images starts from: latents z, or conditioning images.
+
+        Args:
+            degraded: uint8 levels [N, *degraded_shape].
+            batch_size: images per call of an encoder.
+
+        Raises:
+            InvalidTypeError, InvalidValueError: the model cannot restore images, or not these.
+        """
+        raise InvalidTypeError(
+            f"restore: model must be a restoration model, a DiffuseVAE or a VAE, got a {self.kind} model, which can "
+            "edit and inpaint"
+        )
+
+    def edit_cond(self, images: Tensor, batch_size: int) -> Tensor | None:
+        """Return the option ``cond`` of `fastdiff.sample` with which images uint8 [N, C, H, W] are edited as a whole.
+
+        None for a model without conditioning images, and for one whose conditioning images the caller must know.
+        """
+        return None
 
     @property
     def autoencoder(self) -> "Model":
@@ -280,20 +313,48 @@ class Model(ImageModel):
         """
         raise ConfigError(f"{where} must be absent for a {self.kind} model, which has no sampler")
 
-    def save(self, path: str | Path, record: Json | None = None) -> Path:
-        """Write a checkpoint folder (config.json, model.safetensors, manifest.json) atomically; see `fastdiff.load`.
+    def save(self, path: str | Path, record: Json | None = None, license: str | None = None) -> Path:
+        """Write a checkpoint folder atomically; see `fastdiff.load`.
+
+        It holds config.json, model.safetensors, manifest.json, and a model card, README.md: what
+        ``huggingface_hub.upload_folder`` needs, as it is. Nothing checks the card, which may be edited. A card that was
+        edited stays when the folder is written again, as do files of your own beside it; one that was not is replaced.
 
         Args:
-            path: the folder.
-            record: plain JSON types that are kept in config.json, such as the origin of the weights.
+            path: the folder. It may be new, empty, a checkpoint to replace, or a new clone of a hub's repository, whose
+                files stay.
+            record: a dictionary of plain JSON types that is kept in config.json, such as the origin of the weights. The
+                card shows figures and settings in it, see `fastdiff.models.card.model_card`.
+            license: identifier of the license of the weights for the card, in lower case, such as ``"mit"``.
 
         Raises:
             CheckpointError: weights that `fastdiff.load` would reject (not finite, not of the configuration), a path
-                that exists and is not a checkpoint, or files that cannot be written.
+                where something else is, or files that cannot be written.
+            InvalidTypeError, InvalidValueError: a record that is no dictionary; a license that is no identifier, or one
+                where an edited card stays.
         """
         check_savable(self, str(path))
+        if record is not None and not isinstance(record, dict):
+            raise InvalidTypeError(f"record must be a dictionary of plain JSON types or None, got {record!r}")
+        card = model_card(self, record, license)
+        if license is not None and has_edited_card(path):
+            raise InvalidValueError(
+                f"license must be None where {Path(path) / CARD} was edited, which stays; write the license there, got "
+                f"{license!r}"
+            )
         description = self.description() | ({"record": record} if record is not None else {})
-        return write_folder(path, {"config.json": description, "model.safetensors": self.state_dict()})
+        return write_folder(path, {"config.json": description, "model.safetensors": self.state_dict()}, card)
+
+    def save_diffusers(self, path: str | Path) -> Path:
+        """Write the model as a pipeline of diffusers, see `DDPM.save_diffusers`.
+
+        Raises:
+            ConfigError: any other model: diffusers has no pipeline for it.
+        """
+        raise ConfigError(
+            f"{path} cannot be written as a DDPMPipeline of diffusers: model must be a ddpm model, whose network takes "
+            f"the latent alone and a timestep, got a {self.kind} model"
+        )
 
 
 def uncompiled(model: object) -> tuple[object, bool]:

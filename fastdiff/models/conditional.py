@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.loop import Callback
-from ..io.configuration import configuration, field, one_of
+from ..io.configuration import ConfigError, configuration, field, one_of
 from ..kernels import InvalidTypeError, InvalidValueError, to_unit_range
 from .base import Diffusion
 from .ddpm import DDPM, DDPMConfig
@@ -35,6 +35,11 @@ class ConditionalDDPMConfig(DDPMConfig):
     """
 
     formulation: int = field(one_of(1, 2), default=1)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.pixels != "centers":
+            raise ConfigError(f"{type(self).__name__}: pixels must be 'centers' for a conditional model")
 
     @property
     def channels_in(self) -> int:

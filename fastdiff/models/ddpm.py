@@ -6,69 +6,26 @@ once more. In the continuous time of fastdiff, t = 1 is z_T and t = 0 is z_1.
 """
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..diffusion.beta_schedule import BetaSchedule, linear_betas, log_expm1
+from ..diffusion.beta_schedule import BetaSchedule, betas_of, log_expm1
 from ..diffusion.bound import Objective, Vlb, loss_weight, prior_nats, training_times
 from ..diffusion.likelihood import discretized_gaussian_nll
 from ..diffusion.process import PREDICTIONS, posterior, sigma, transition_variance, x_from_eps
-from ..diffusion.samplers import VARIANCES
-from ..io.configuration import ConfigError, at_least, between, configuration, field, one_of
-from ..kernels import Noise, Stream, diffuse, eps_loss, to_unit_range
-from ..networks import ConcatUNetConfig, UNetConfig
+from ..io.trees import write_tree
+from ..kernels import Noise, Stream, diffuse, eps_loss
 from ..networks.dropout import set_dropout_noise
+from .ddpm_config import LEAST_BETA, DDPMConfig
 from .diffusion import DiffusionModel, check_network, checked_output, drawn_once, plus_cond
-from .image_data import ImageConfig
+from .formats.diffusers_pipeline import check_replaceable, pipeline_files
+from .image_data import PIXELS
+from .saving import check_savable
 
-LEAST_BETA = 1e-6  # smallest first beta of a short chain that a model with continuous noise conditioning is trained for
 HYBRID = 0.001  # weight of the bound in L_hybrid = L_simple + 0.001 L_vlb (Nichol and Dhariwal 2021, eq. 16)
-
-
-@configuration
-class DDPMConfig(ImageConfig):
-    """The configuration of a DDPM.
-
-    Args:
-        shape, levels, num_classes, augmented: the data, see `ImageConfig`.
-        T: number of steps of the model's own bound and chain, >= 2. If T differs from ``beta_count``, its noise levels
-            are T evenly spaced points of the schedule interpolated in continuous time.
-        beta_first, beta_last, beta_count: the linear betas that define the schedule.
-        variance: of p(z_s | z_t): ``"fixed_small"``, that of the posterior; ``"fixed_large"``, beta_t; ``"learned"``,
-            between the two.
-        prediction: what the network predicts: ``"epsilon"``, ``"x"``, ``"v"``, ``"velocity"`` or ``"score"``.
-        continuous_noise_conditioning: train at all noise levels and not at those of the chain alone: alpha is uniform
-            between a level and the one below it (Chen et al. 2021, WaveGrad, algorithm 1; DiffuseVAE). Such a model
-            can be sampled with chains of other betas, the first of them >= `LEAST_BETA`.
-        network: a `UNetConfig`, or a `ConcatUNetConfig` for the network of the paper.
-    """
-
-    T: int = field(at_least(2), default=1000)
-    beta_first: float = field(between(0, 1, open_below=True, open_above=True), default=1e-4)
-    beta_last: float = field(between(0, 1, open_below=True, open_above=True), default=0.02)
-    beta_count: int = field(at_least(2), default=1000)
-    variance: str = field(one_of(*VARIANCES), default="fixed_large")
-    prediction: str = field(one_of(*PREDICTIONS), default="epsilon")
-    continuous_noise_conditioning: bool = False
-    network: UNetConfig | ConcatUNetConfig = field(factory=UNetConfig)
-
-    def __attrs_post_init__(self) -> None:
-        if self.beta_first > self.beta_last:
-            raise ConfigError(
-                f"{type(self).__name__}: beta_first must be <= beta_last, got {self.beta_first} and {self.beta_last}"
-            )
-
-    @property
-    def channels_in(self) -> int:
-        """Channels of the network's input."""
-        return self.shape[0]
-
-    @property
-    def channels_out(self) -> int:
-        """Channels of the network's output: the prediction, and v where variances are learned."""
-        return self.shape[0] * (2 if self.variance == "learned" else 1)
 
 
 class DDPM(DiffusionModel):
@@ -95,7 +52,7 @@ class DDPM(DiffusionModel):
     def __init__(self, config: DDPMConfig, network: nn.Module | None = None) -> None:
         check_network(network)
         super().__init__(config, () if network is None else ("network",))
-        betas = linear_betas(config.beta_count, config.beta_first, config.beta_last)
+        betas = betas_of(config.beta_schedule, config.beta_count, config.beta_first, config.beta_last)
         self.gamma = BetaSchedule(betas)  # pyright: ignore[reportIncompatibleVariableOverride]
         ends = self.gamma(torch.tensor([0.0, 1.0 / (config.T - 1)], dtype=torch.float64, device="cpu"))
         # log-variances of q(z_1 | z_2, x) on the model's own chain, and of q(z_1 | x), which is beta_1
@@ -114,6 +71,10 @@ class DDPM(DiffusionModel):
     @property
     def variance(self) -> str:
         return self.config.variance
+
+    @property
+    def pixel_scale(self) -> float:
+        return PIXELS[self.config.pixels](self.levels)
 
     def predict(
         self, z_t: Tensor, gamma: Tensor, labels: Tensor | None = None, cond: Tensor | None = None
@@ -169,7 +130,9 @@ class DDPM(DiffusionModel):
     def _decoder_nats(self, x: Tensor, z_0: Tensor, gamma_0: Tensor, eps_hat: Tensor, v: Tensor | None) -> Tensor:
         low, high = self.decoder_log_variances
         logvar = torch.full((), low, device=z_0.device) if v is None else low + (high - low) * v
-        return discretized_gaussian_nll(x, x_from_eps(z_0, eps_hat, gamma_0[:, None, None, None]), logvar, self.levels)
+        mean = x_from_eps(z_0, eps_hat, gamma_0[:, None, None, None])
+        scale = self.pixel_scale  # the bins of levels are those of x / scale
+        return discretized_gaussian_nll(x, mean / scale, logvar - 2.0 * math.log(scale), self.levels)
 
     def forward(
         self,
@@ -199,7 +162,7 @@ class DDPM(DiffusionModel):
         # of the drawn step, of z_T, and of the drawn step or, where that is the decoder's, the one above it
         steps = torch.stack([i, torch.full_like(i, num_transitions), i.clamp(min=1)])
         (gamma_t, top, upper), (gamma_s, _, lower) = self._noise_levels(steps, num_transitions, noise)
-        data = to_unit_range(x, self.levels)
+        data = self.to_unit(x)
         eps = drawn_once(noise.at(stream=Stream.DIFFUSION), data)
         z_t = diffuse(data, gamma_t.float(), eps)
         cond, cond_nats = self.draw_cond(x, noise)
@@ -244,6 +207,33 @@ class DDPM(DiffusionModel):
         moved = (decay[level] - 2.0 * torch.log1p(f * torch.expm1(step[level])) for level in (here, below))
         here, below = (log_expm1(each) for each in moved)
         return here, below
+
+    def save_diffusers(self, path: str | Path) -> Path:
+        """Write a DDPMPipeline folder that diffusers loads: model_index.json, unet/ and scheduler/; atomically.
+
+        ``diffusers.DDPMPipeline.from_pretrained(path)`` gives the same eps_hat at the timesteps 0 .. T - 1, and so does
+        ``fastdiff.load(path)``, which returns this model with all its settings. Labels are class embeddings there: the
+        classes, then the null label, then "augmented"; a DDPMPipeline calls a network without labels, so such a network
+        is for ``UNet2DModel``. diffusers puts the levels of pixels at the ends of [-1, 1]: with ``pixels="centers"``
+        its images differ from ours by up to half a level.
+
+        The scheduler is a DDPMScheduler of the model's chain with DDPM's own sampling: leading timesteps, x_hat clipped
+        to [-1, 1]. The class and the sampling of a scheduler that the model was loaded with are not kept.
+
+        Args:
+            path: a new folder, or one that this method wrote.
+
+        Raises:
+            ConfigError: a model that is no UNet2DModel, such as one with another network than `ConcatUNet`, or whose
+                ``network.timesteps`` is not ``beta_count``; the message lists why.
+            CheckpointError: weights that are not finite, a folder of another program, or one that cannot be written.
+        """
+        if self.kind != DDPM.kind:  # a conditional model, whose network also takes an image
+            return super().save_diffusers(path)
+        check_replaceable(Path(path))
+        contents = pipeline_files(self.config, self.network, self.description(), str(path))
+        check_savable(self, str(path))
+        return write_tree(path, contents)
 
     def most_likely(self, z_0: Tensor) -> Tensor:
         """Return the level nearest to x_hat, uint8 [B, C, H, W]."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..io.configuration import ConfigError, configuration, differences, field
-from ..kernels import InvalidTypeError, InvalidValueError, Noise
+from ..kernels import InvalidTypeError, InvalidValueError, Noise, to_unit_range
 from .base import Model
 from .conditional import ConditionalDDPM, ConditionalDDPMConfig
 from .degradations import Degradation
@@ -127,7 +127,17 @@ class DiffuseVAE(ConditionalDDPM):
         """Start from the first stage's reconstructions, or from degraded images in their place."""
         if degradation is not None:
             shown = degradation.upsample(degradation.of_levels(images, self.levels, seed))
-            return Start(shown, cond=shown)
-        means = self.vae.latent_means(images, batch_size)
-        shown = torch.cat([self.cond_from_latents(z).cpu() for z in means])
+        else:
+            shown = self.edit_cond(images, batch_size)
         return Start(shown, cond=shown)
+
+    def restoration_start(self, degraded: Tensor, batch_size: int) -> Start:
+        """Start from the degraded images, in the place of the first stage's reconstructions."""
+        self.check_images("restore", degraded, "images")
+        shown = to_unit_range(degraded.cpu(), self.levels)
+        return Start(shown, cond=shown)
+
+    def edit_cond(self, images: Tensor, batch_size: int) -> Tensor:
+        """Return the first stage's reconstructions, float32 [N, C, H, W] on the CPU."""
+        means = self.vae.latent_means(images, batch_size)
+        return torch.cat([self.cond_from_latents(z).cpu() for z in means])

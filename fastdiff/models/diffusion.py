@@ -6,8 +6,6 @@ steps, or T - 1 and the decoder's call where the decoder calls the network too (
 """
 
 from collections.abc import Callable
-from types import MappingProxyType
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,59 +20,23 @@ from ..diffusion.bound import (
     stratified_times,
     training_times,
 )
-from ..diffusion.loop import Callback, Denoiser, Inputs
-from ..diffusion.plan import Plan
-from ..diffusion.planning import make_plan
-from ..diffusion.schedules import Schedule, device_of, gamma_table
-from ..diffusion.spacings import Spacings, spacings_from_json, spacings_to_json
+from ..diffusion.schedules import Schedule, gamma_table
+from ..diffusion.spacings import spacings_from_json, spacings_to_json
 from ..io.folders import Json
-from ..kernels import InvalidTypeError, InvalidValueError, Noise, Stream, diffuse, eps_loss, to_unit_range
+from ..kernels import InvalidTypeError, InvalidValueError, Noise, Stream, diffuse, eps_loss
 from ..networks.dropout import set_dropout_noise
-from .base import Diffusion, Model, ParameterGroups, group_parameters
-from .requests import Draw, Guidance, Request, guidance_of_request, labels_of_request, rows_of
-
-DEFAULT_STEPS = 250  # of a sampler
+from .base import Diffusion, ParameterGroups, group_parameters
+from .diffusion_sampling import DiffusionSampling
 
 
-class DiffusionModel(Model):
-    """A model with a diffusion. Subclasses set ``gamma`` and ``network`` and implement `predict`, `recon_nats` and
-    `most_likely`.
-
-    network_decoder: whether the decoder p(x | z_0) calls the network. variance: that of p(z_s | z_t), one of
-    `fastdiff.diffusion.VARIANCES`. spacings: times for the samplers' spacing ``"model"``, by the name of the sampler
-    and the number of steps; they are saved with the model.
+class DiffusionModel(DiffusionSampling):
+    """A model with a diffusion: its bound and its training loss. Subclasses set ``gamma`` and ``network`` and implement
+    `predict`, `recon_nats` and `most_likely`.
     """
-
-    latent_variables = ("x_T",)
-    spacings: Spacings = MappingProxyType({})
-    network_decoder: ClassVar[bool] = False
-    gamma: Schedule
-    network: nn.Module
-
-    @property
-    def variance(self) -> str:
-        """Variance of p(z_s | z_t), one of `fastdiff.diffusion.VARIANCES`."""
-        return "fixed_small"
 
     @property
     def unconditional_diffusion(self) -> Diffusion:
         return self
-
-    def predict(
-        self, z_t: Tensor, gamma: Tensor, labels: Tensor | None = None, cond: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return eps_hat, and v for a model with learned variances.
-
-        Args:
-            z_t: latents float32 [B, C, H, W].
-            gamma: float32 [B].
-            labels: int64 [B], or None.
-            cond: conditioning images float32 [B, C, H, W] of a conditional model; else None.
-
-        Returns:
-            eps_hat like z_t, and v like z_t in [0, 1], which interpolates the log-variances; None without them.
-        """
-        raise NotImplementedError
 
     def eps_hat(self, z_t: Tensor, gamma: Tensor, labels: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
         """Predict the noise in z_t [B, C, H, W] float32 at gamma [B]; see `predict`."""
@@ -82,10 +44,6 @@ class DiffusionModel(Model):
 
     def recon_nats(self, x: Tensor, z_0: Tensor, labels: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
         """Return -log p(x | z_0) in nats, [B], for x uint8 [B, C, H, W]."""
-        raise NotImplementedError
-
-    def most_likely(self, z_0: Tensor) -> Tensor:
-        """Return the images uint8 [B, C, H, W] of a sampler's result z_0, or x_hat of a network decoder."""
         raise NotImplementedError
 
     def labels_or_null(self, where: str, labels: Tensor | None, z_t: Tensor) -> Tensor | None:
@@ -129,7 +87,7 @@ class DiffusionModel(Model):
             raise InvalidValueError(f"vlb: proposal must be None at a finite T, got T = {T}")
         u = stratified_times(noise, len(x), total).to(x.device)
         cond, cond_nats = self.draw_cond(x, noise)
-        data = to_unit_range(x, self.levels)
+        data = self.to_unit(x)
         recon, prior = self._end_terms(x, data, noise, labels, cond)
         diffusion = self._diffusion(data, noise, u, num_transitions, labels, cond, proposal)
         return Vlb(recon, plus_cond(prior, cond_nats), diffusion)
@@ -185,13 +143,13 @@ class DiffusionModel(Model):
 
     def end_terms(self, x: Tensor, noise: Noise, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         cond, cond_nats = self.draw_cond(x, noise)
-        recon, prior = self._end_terms(x, to_unit_range(x, self.levels), noise, labels, cond)
+        recon, prior = self._end_terms(x, self.to_unit(x), noise, labels, cond)
         return recon, plus_cond(prior, cond_nats)
 
     def transition_nats(
         self, x: Tensor, noise: Noise, u: Tensor, num_transitions: int, labels: Tensor | None = None
     ) -> Tensor:
-        data, cond = to_unit_range(x, self.levels), self.draw_cond(x, noise)[0]
+        data, cond = self.to_unit(x), self.draw_cond(x, noise)[0]
         return self._diffusion(data, noise, u, num_transitions, labels, cond)
 
     def check_T(self, where: str, T: int | None) -> int | None:
@@ -237,7 +195,7 @@ class DiffusionModel(Model):
             factor = 0.5 * slope.detach() / weight.clamp(min=1e-30)
             gamma_t.register_hook(lambda gradient: gradient * factor)
         cond, cond_nats = self.draw_cond(x, noise)
-        data = to_unit_range(x, self.levels)
+        data = self.to_unit(x)
         eps = drawn_once(noise.at(stream=Stream.DIFFUSION), data)
         eps_hat = self.eps_hat(diffuse(data, gamma_t, eps), gamma_t, labels, cond)
         recon, prior = self._end_terms(x, data, noise, labels, cond)
@@ -272,74 +230,6 @@ class DiffusionModel(Model):
 
     def parameter_groups(self) -> ParameterGroups:
         return group_parameters(self, self.gamma)
-
-    # -------------------------------------------------------------------------------------------- sampling
-
-    @property
-    def sampling_options(self) -> frozenset[str]:
-        labels = {"labels", "guidance"} if self.num_classes else set()
-        return frozenset({"steps", "sampler", "initial"} | labels)
-
-    def prepare(self, request: Request) -> Draw:
-        self.check_options(request)
-        steps = DEFAULT_STEPS if request.steps is None else request.steps
-        labels = labels_of_request(request.labels, request.n, self.num_classes)
-        guidance = guidance_of_request(request.guidance, labels)
-        plan = make_plan(request.sampler, self.gamma, steps, self.variance, self.network_decoder, self.spacings)
-        plan = self._guided(plan, guidance)
-        cond_of = self.prepare_cond(request)
-        last_call = len(plan.gamma) + sum(plan.guided)
-
-        def without_labels(y: Tensor | None, cond: Tensor | None) -> Inputs | None:
-            return None if guidance is None or y is None else (torch.full_like(y, self.null_label), cond)
-
-        def batch(first: int, count: int, callback: Callback | None) -> Tensor:
-            noise = Noise(request.seed, first_sample=0 if request.shared_noise else first).to(self.device)
-            y = None if labels is None else rows_of(labels, first, count).to(self.device)
-            cond = cond_of(first, count)
-            z_0 = request.execution.sample_latents(
-                self,
-                Denoiser(self.predict, (y, cond), without_labels(y, cond)),
-                self.initial_latents(request, first, count, noise) * request.sampler.temperature,
-                plan,
-                noise,
-                request.shared_noise,
-                self.shown_callback(callback, cond, last_call),
-            )
-            return self.most_likely(z_0)
-
-        return Draw(len(plan.gamma), batch)
-
-    def _guided(self, plan: Plan, guidance: Guidance | None) -> Plan:
-        """Return the plan with the guidance's weight in the rows whose noise level lies in its interval of times."""
-        if guidance is None:
-            return plan.with_guidance(None)
-        with torch.no_grad():
-            place = device_of(self.gamma)
-            low, high = self.gamma(torch.tensor(guidance.interval, dtype=torch.float64, device=place)).tolist()
-        rounding = 1e-6 * max(1.0, abs(low), abs(high))  # of schedules in float32
-        return plan.with_guidance(guidance.weight, low - rounding, high + rounding)
-
-    def initial_latents(self, request: Request, first: int, count: int, noise: Noise) -> Tensor:
-        """Return z_1 of a batch of a request, [count, C, H, W], in the layout that the network returns."""
-        if request.initial is not None:
-            z = rows_of(request.initial, first, count).to(self.device)
-        else:
-            drawn = 1 if request.shared_noise else count
-            z = noise.at(stream=Stream.INITIAL).normal((drawn, *self.shape)).expand(count, *self.shape)
-        # Our networks are channels-last, and a sampler's step keeps the layout of z. A user's network may call view.
-        return z.contiguous(memory_format=torch.contiguous_format if "network" in self.custom else torch.channels_last)
-
-    def prepare_cond(self, request: Request) -> Callable[[int, int], Tensor | None]:
-        """Check the part of a request that conditions the model; return what gives a batch's conditioning images."""
-        return lambda first, count: None
-
-    def shown_callback(self, callback: Callback | None, cond: Tensor | None, last_call: int) -> Callback | None:
-        """Return the callback that the sampling loop calls for a batch with conditioning images ``cond``.
-
-        ``last_call`` is the number of function evaluations after the last step.
-        """
-        return callback
 
     # -------------------------------------------------------------------------------------------- files
 

@@ -1,5 +1,6 @@
 """The data that a model is of: images uint8 [C, H, W] with a number of levels, and labels; their checks."""
 
+from collections.abc import Callable
 from itertools import chain
 from typing import ClassVar
 
@@ -8,7 +9,14 @@ from fastdiff_kernels.registration import values_visible
 from torch import Tensor, nn
 
 from ..io.configuration import at_least, between, configuration, each, field
-from ..kernels import InvalidTypeError, InvalidValueError, Noise
+from ..kernels import InvalidTypeError, InvalidValueError, Noise, to_unit_range
+
+# Where level k of L lies in [-1, 1], as the factor on the centre of its bin, (2 k + 1) / L - 1: there, or at
+# 2 k / (L - 1) - 1, so that the first and the last level are -1 and 1.
+PIXELS: dict[str, Callable[[int], float]] = {
+    "centers": lambda levels: 1.0,
+    "ends": lambda levels: levels / (levels - 1),
+}
 
 
 @configuration
@@ -85,28 +93,42 @@ class ImageModel(nn.Module):
         """The device of the parameters and buffers."""
         return next(chain(self.parameters(), self.buffers())).device
 
+    @property
+    def pixel_scale(self) -> float:
+        """Factor on the centres of the levels' bins that gives the data x: 1 or levels / (levels - 1), see `PIXELS`."""
+        return 1.0
+
+    def to_unit(self, x: Tensor) -> Tensor:
+        """Map levels to the data in [-1, 1] that the model is of, float32."""
+        unit, scale = to_unit_range(x, self.levels), self.pixel_scale
+        return unit if scale == 1.0 else unit * scale
+
     def to_levels(self, x: Tensor) -> Tensor:
         """Map float data in [-1, 1] to the scale of levels 0 .. levels - 1, clipped and not rounded."""
+        scale = self.pixel_scale
+        x = x if scale == 1.0 else x / scale
         return (0.5 * ((x + 1.0) * self.levels - 1.0)).clamp(0, self.levels - 1)
 
     def nearest_level(self, x: Tensor) -> Tensor:
-        """Return the level whose bin centre is nearest, uint8, for float data in [-1, 1]."""
+        """Return the nearest level, uint8, for float data in [-1, 1]."""
         return torch.round(self.to_levels(x)).to(torch.uint8)
 
-    def check_images(self, where: str, x: object) -> None:
+    def check_images(self, where: str, x: object, name: str = "x") -> None:
         """Check a batch of data: uint8 [B, C, H, W] of this model's shape, values below ``levels``.
+
+        ``name`` is that of the argument in messages.
 
         Raises:
             InvalidTypeError, InvalidValueError: the batch does not fit.
         """
         if not isinstance(x, Tensor) or x.dtype != torch.uint8:
             got = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            raise InvalidTypeError(f"{where}: x must be a torch.uint8 tensor of levels [B, C, H, W], got {got}")
+            raise InvalidTypeError(f"{where}: {name} must be a torch.uint8 tensor of levels [B, C, H, W], got {got}")
         if x.dim() != 4 or tuple(x.shape[1:]) != self.shape:
             wanted = ", ".join(map(str, self.shape))
-            raise InvalidValueError(f"{where}: x must have shape [B, {wanted}], got {tuple(x.shape)}")
+            raise InvalidValueError(f"{where}: {name} must have shape [B, {wanted}], got {tuple(x.shape)}")
         if values_are_at_hand(x) and int(x.max()) >= self.levels:
-            raise InvalidValueError(f"{where}: x must lie in 0 .. {self.levels - 1}, got {int(x.max())}")
+            raise InvalidValueError(f"{where}: {name} must lie in 0 .. {self.levels - 1}, got {int(x.max())}")
 
     def check_noise(self, where: str, noise: object) -> None:
         """Raise an InvalidTypeError for anything but a `Noise`."""

@@ -95,11 +95,29 @@ class Guidance:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """Images that a request starts from, in place of noise. `fastdiff.sampling` checks them.
+
+    images: uint8 levels [n, C, H, W]. strength: time in (0, 1] at which the sampler starts, from q(z_t | x). unknown:
+    bool [n, C, H, W], the pixels to fill in; the others are known, and the denoiser's estimate of them is the image.
+    None: all are to be changed. resample: how many times each step is made. inverse: solve the ODE from images to
+    latents z_1, float32, which the request then gives in place of images.
+    """
+
+    images: Tensor
+    strength: float = 1.0
+    unknown: Tensor | None = None
+    resample: int = 1
+    inverse: bool = False
+
+
+@dataclass(frozen=True)
 class Request:
     """A request for ``n`` images; the options are those of `fastdiff.sample`.
 
-    ``initial`` is x_T, [n, C, H, W], instead of drawing it. With ``shared_noise`` all images take the noise of sample
-    0, in x_T and in every step. ``execution`` says how the model is called.
+    ``initial`` is x_T, [n, C, H, W], instead of drawing it, and ``edit`` are images to start from. With
+    ``shared_noise`` all images take the noise of sample 0, in x_T and in every step. ``execution`` says how the model
+    is called.
     """
 
     n: int
@@ -111,6 +129,7 @@ class Request:
     cond: object = None
     latents: Latents | None = None
     initial: Tensor | None = None
+    edit: Edit | None = None
     shared_noise: bool = False
     execution: Execution = field(default_factory=Execution, compare=False)
 
@@ -118,7 +137,7 @@ class Request:
 # The options that not every model accepts, and their defaults.
 DEFAULTS = {
     "steps": None, "sampler": Ancestral(), "labels": None, "guidance": None, "cond": None, "latents": None,
-    "initial": None,
+    "initial": None, "edit": None,
 }  # fmt: skip
 
 

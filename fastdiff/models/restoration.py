@@ -78,3 +78,18 @@ class Restoration(ConditionalDDPM):
             raise InvalidValueError("reconstruct: degradation must be None for a restoration model, which has its own")
         degraded = self.config.degradation.of_levels(images, self.levels, seed)
         return Start(self.config.degradation.upsample(degraded), cond=degraded)
+
+    @property
+    def degraded_shape(self) -> tuple[int, int, int]:
+        return self.cond_shape
+
+    def restoration_start(self, degraded: Tensor, batch_size: int) -> Start:
+        """Start from the degraded images, of shape `cond_shape`."""
+        if degraded.dim() != 4 or tuple(degraded.shape[1:]) != self.cond_shape:
+            wanted = ", ".join(map(str, self.cond_shape))
+            raise InvalidValueError(
+                f"restore: images must be degraded ones, of shape [N, {wanted}] for this model, got "
+                f"{tuple(degraded.shape)}"
+            )
+        cond = self.check_cond(degraded, len(degraded))
+        return Start(self.config.degradation.upsample(cond), cond=cond)

@@ -346,6 +346,11 @@ class HVAE(Model):
             images = self.nearest_level(shown)
         return Start(shown, latents=Latents(z=torch.cat(self.latent_means(images, batch_size)).cpu()))
 
+    def restoration_start(self, degraded: Tensor, batch_size: int) -> Start:
+        """Start from the means of q(z_1 | degraded image)."""
+        self.check_images("restore", degraded, "images")
+        return self.reconstruction_start(degraded, None, 0, batch_size)
+
 
 def _sum(terms: list[Tensor], like: Tensor) -> Tensor:
     """Return the sum of terms [B] each; zeros if there are none."""

@@ -14,7 +14,7 @@ from ..diffusion.pinned_schedules import SCHEDULES
 from ..diffusion.preconditioning import eps_from_edm, unit_variance
 from ..diffusion.process import PREDICTIONS, alpha, eps_from_x
 from ..diffusion.schedules import as_schedule
-from ..io.configuration import ConfigError, between, configuration, field, more_than, one_of
+from ..io.configuration import ConfigError, at_least, between, configuration, field, more_than, one_of
 from ..kernels import decoder_nll, fourier_features, to_unit_range
 from ..networks import ConcatUNetConfig, UNetConfig
 from .diffusion import DiffusionModel, check_network, checked_output
@@ -36,6 +36,7 @@ class VDMConfig(ImageConfig):
             straight path of flow matching, ``"importance-v"`` and ``"importance-velocity"``, whose loss has little
             variance for these predictions, or ``"learned"``, a monotone network that is trained to reduce the variance
             of the loss.
+        schedule_width: number of sigmoids of the schedule ``"learned"``.
         fourier: (n_min, n_max) of the Fourier features of z_t, or None for none. Their argument is scaled by
             levels / 2^round(log2 levels), so that the period of a feature is a whole number of levels, as for bytes.
         prediction: what the network predicts. ``"epsilon"``: eps_hat = z_t + output. ``"x"``, ``"v"``, ``"velocity"``
@@ -51,6 +52,7 @@ class VDMConfig(ImageConfig):
     gamma_1: float = field(between(-LARGEST, LARGEST), default=5.0)
     learn_endpoints: bool = True
     schedule: str = field(one_of(*SCHEDULES), default="linear")
+    schedule_width: int = field(at_least(1), default=256)
     fourier: tuple[int, int] | None = (7, 8)
     prediction: str = field(one_of(*PREDICTIONS, "edm", "categorical"), default="epsilon")
     sigma_data: float = field(more_than(0.0), default=0.5)
@@ -105,7 +107,8 @@ class VDM(DiffusionModel):
         if schedule is not None:
             self.gamma = as_schedule(schedule)
         else:
-            self.gamma = SCHEDULES[config.schedule](config.gamma_0, config.gamma_1, learned=config.learn_endpoints)
+            width = {"width": config.schedule_width} if config.schedule == "learned" else {}
+            self.gamma = SCHEDULES[config.schedule](config.gamma_0, config.gamma_1, config.learn_endpoints, **width)
         self.network = network if network is not None else config.network.build(
             config.channels_in, config.channels_out, config.shape[1:], config.num_labels
         )  # fmt: skip

@@ -114,17 +114,26 @@ def sample_images(
 ) -> "Tensor | list[Image.Image]":
     """Draw images from a model; see `fastdiff.sample`, and `draw_images` for ``sharded``."""
     n, batch_size = check_count("sample", "n", n, 0), check_count("sample", "batch_size", batch_size, 1)
-    if output not in OUTPUTS:
-        raise InvalidValueError(f"sample: output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+    check_output("sample", output)
     if callback is not None and not callable(callback):
         raise InvalidTypeError(f"sample: callback must be a callable (step, nfe, z_t, x_hat) or None, got {callback!r}")
     Noise(seed)  # checks it
     engine = (model if isinstance(model, Engine) else Engine(model)).to(device)
     request = Request(n, seed, steps, as_sampler(sampler), labels, guidance, cond, latents, execution=engine.execution)
-    images = draw_images(engine.model, request, batch_size, progress, callback, sharded)
+    return as_output(draw_images(engine.model, request, batch_size, progress, callback, sharded), engine.model, output)
+
+
+def check_output(where: str, output: object) -> None:
+    """Raise an InvalidValueError for an output that is not one of `OUTPUTS`."""
+    if output not in OUTPUTS:
+        raise InvalidValueError(f"{where}: output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+
+
+def as_output(images: Tensor, model: Model, output: str) -> "Tensor | list[Image.Image]":
+    """Return a model's images uint8 levels [n, C, H, W] as one of `OUTPUTS`, see `fastdiff.sample`."""
+    levels = model.levels
     if output == "levels":
         return images
-    levels = engine.model.levels
     if output == "float":
         return images.float() * (2.0 / (levels - 1)) - 1.0
     images = to_uint8(images, levels)

@@ -1,6 +1,6 @@
 """The one way from a request to images that all callers take, batch by batch."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,12 +36,10 @@ def draw_images(
     Raises:
         FastdiffError: as `fastdiff.sample`; a `ProcessError` if another process has failed or ended.
     """
-    request = _with_mixture(model, request)
-    draw = model.prepare(request)
-    size, padded = _batches(model, request, batch_size)
-    firsts = range(0, request.n, size)
+    batches = prepare_batches(model, request, batch_size)
+    firsts, rows = range(0, request.n, batches.size), batches.draw.rows
     shares, own = (count(), rank()) if sharded else (1, 0)
-    total = len(firsts[own::shares]) * draw.rows
+    total = len(firsts[own::shares]) * rows
     shown = progress and (not sharded or is_first())
     images = [torch.empty(0, *model.shape, dtype=torch.uint8)]
     with (
@@ -50,22 +48,42 @@ def draw_images(
     ):
 
         def batch(index: int) -> Tensor:
-            first, reporting = firsts[index], _reporting(bar, callback) if shown else callback
-            wanted = min(size, request.n - first)
-            drawn = _draw(draw, request, first, wanted, size if padded else wanted, padded, reporting)
-            bar.update((index // shares + 1) * draw.rows - bar.n)  # a VAE calls no callback
+            drawn = batches.images(firsts[index], _reporting(bar, callback) if shown else callback)
+            bar.update((index // shares + 1) * rows - bar.n)  # a VAE calls no callback
             return drawn
 
         images.extend(divide_work(len(firsts), batch, sharded))
     return torch.cat(images)
 
 
-def _batches(model: Model, request: Request, batch_size: int) -> tuple[int, bool]:
-    """Return the size of the batches of a request, and whether the last one is padded to it."""
-    execution = request.execution
+@dataclass(frozen=True)
+class Batches:
+    """A checked request that is drawn in batches of ``size`` images; ``padded`` ones have that size exactly."""
+
+    draw: Draw
+    request: Request
+    size: int
+    padded: bool
+
+    def images(self, first: int, callback: Callback | None = None) -> Tensor:
+        """Draw the batch from the image ``first`` on, uint8 levels on the CPU; the model must be in eval mode."""
+        wanted = min(self.size, self.request.n - first)
+        return _draw(
+            self.draw, self.request, first, wanted, self.size if self.padded else wanted, self.padded, callback
+        )
+
+
+def prepare_batches(model: Model, request: Request, batch_size: int) -> Batches:
+    """Check a request, and return its batches.
+
+    Raises:
+        FastdiffError: as `fastdiff.sample`.
+    """
+    request, execution = _with_mixture(model, request), request.execution
+    draw = model.prepare(request)
     if execution.micro_batch:
-        return execution.micro_batch, True
-    return max(1, min(batch_size, request.n)), execution.is_fixed(model.device)
+        return Batches(draw, request, execution.micro_batch, True)
+    return Batches(draw, request, max(1, min(batch_size, request.n)), execution.is_fixed(model.device))
 
 
 def _draw(

@@ -15,7 +15,7 @@ from tiny import images, small, small_ddpm, small_diffusevae, small_restoration,
 
 import fastdiff
 from fastdiff.checkpoints import checkpoint_path, checkpoints, embedded_names, last_checkpoint
-from fastdiff.io.folders import MANIFEST, CheckpointError, write_folder
+from fastdiff.io.folders import CARD, MANIFEST, CheckpointError, write_folder
 from fastdiff.kernels import Noise
 from fastdiff.models import AddNoise
 
@@ -70,7 +70,7 @@ def test_round_trip(tmp_path, kind):
         assert torch.equal(loaded.state_dict()[name], value), name
     x, T = images(3), None if model.T is None else model.T
     assert torch.equal(loaded.vlb(x, Noise(1), T).total, model.eval().vlb(x, Noise(1), T).total)
-    assert sorted(os.listdir(tmp_path / "model")) == ["config.json", MANIFEST, "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "model")) == [CARD, "config.json", MANIFEST, "model.safetensors"]
     assert json.loads((tmp_path / "model" / "config.json").read_text())["record"] == {"origin": "a test"}
 
 
@@ -176,7 +176,9 @@ def widths(value: int):
 BIAS = "network.conv_in.bias"
 FAULTS = {
     "model must be a checkpoint folder": lambda p: os.rename(p, p.with_name("gone")),
-    "no manifest.json": lambda p: (p / MANIFEST).unlink(),
+    "folder of diffusers, but it holds no manifest.json, no complete checkpoint step-": lambda p: (
+        p / MANIFEST
+    ).unlink(),
     "with model.safetensors": lambda p: remove_file(p, "model.safetensors"),
     "with config.json": lambda p: remove_file(p, "config.json"),
     "model.safetensors is missing": lambda p: (p / "model.safetensors").unlink(),
@@ -216,6 +218,17 @@ def test_faults_are_found_and_named(saved, message):
     with pytest.raises(CheckpointError, match=message) as error:
         fastdiff.load(saved)
     assert str(saved) in str(error.value)
+
+
+def test_names_of_a_hub_say_how_to_download_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = r"a folder of diffusers, .* got 'google/ddpm-cifar10-32'; .*snapshot_download\('google/ddpm-cifar10-32'\)"
+    with pytest.raises(CheckpointError, match=words):
+        fastdiff.load("google/ddpm-cifar10-32")
+    (tmp_path / "models").mkdir()
+    for path in ("models/mine", "./models/mine", "../models/mine", "/models/mine", "mine", "a/b/c"):
+        with pytest.raises(CheckpointError, match=f"got '{path}'$"):
+            fastdiff.load(path)
 
 
 @pytest.mark.parametrize("kind", ["hvae", "diffusevae", "restoration"])

@@ -42,7 +42,7 @@ def few_digits(tmp_path) -> str:
 @pytest.fixture
 def tiny_presets(monkeypatch) -> None:
     """Small models under the names of three presets, and few steps for the samples at the end of a run."""
-    monkeypatch.setattr("fastdiff.models.diffusion.DEFAULT_STEPS", 3)
+    monkeypatch.setattr("fastdiff.models.diffusion_sampling.DEFAULT_STEPS", 3)
     monkeypatch.setattr("fastdiff.training.keeping.NUM_SAMPLES", 4)
     training = TrainConfig(data="digits", max_steps=9, batch_size=8, warm_up=0)
     vdm, vae = attrs.evolve(small().config, num_classes=10, augmented=True), small_vae(1).config
@@ -71,6 +71,10 @@ def test_from_training_to_a_picture(run, few_digits):
         record = json.load(file)["record"]
     assert (record["train"]["learning_rate"], record["train"]["seed"]) == (1e-3, 3)
     assert f"{record['evaluation']['bpd']:.4f}" in out
+    with open("run/model/README.md") as file:
+        card = file.read()
+    assert f"| {record['evaluation']['bpd']:.4f} |" in card
+    assert "the held-out images of `few.npz`" in card
 
     few = ["--data", few_digits, "--draws", "2"]
     code, out, err = run("evaluate", "run", *few, "--T", "own,1,10", "--batch-size", "7")

@@ -26,7 +26,7 @@ SMALL = ["--width", "4", "--blocks", "1", "--batch-size", "4", "--workers", "0",
 @pytest.fixture(autouse=True)
 def few_samples(monkeypatch) -> None:
     """Few images, and steps, for the samples at the end of a run."""
-    monkeypatch.setattr("fastdiff.models.diffusion.DEFAULT_STEPS", 2)
+    monkeypatch.setattr("fastdiff.models.diffusion_sampling.DEFAULT_STEPS", 2)
     monkeypatch.setattr("fastdiff.training.keeping.NUM_SAMPLES", 2)
 
 

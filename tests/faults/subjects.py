@@ -59,15 +59,15 @@ def checkpoint(path: Path, steps: int = 1) -> Path:
 @contextmanager
 def short_ends() -> Iterator[None]:
     """Make the evaluation and the pictures at the end of a run short."""
-    from fastdiff.models import diffusion
+    from fastdiff.models import diffusion_sampling
 
-    evaluate, samples, steps = keeping.evaluate, keeping.NUM_SAMPLES, diffusion.DEFAULT_STEPS
-    keeping.NUM_SAMPLES, diffusion.DEFAULT_STEPS = 2, 2
+    evaluate, samples, steps = keeping.evaluate, keeping.NUM_SAMPLES, diffusion_sampling.DEFAULT_STEPS
+    keeping.NUM_SAMPLES, diffusion_sampling.DEFAULT_STEPS = 2, 2
     keeping.evaluate = lambda *args, draws, **options: evaluate(*args, draws=1, **options)  # pyright: ignore
     try:
         yield
     finally:
-        keeping.evaluate, keeping.NUM_SAMPLES, diffusion.DEFAULT_STEPS = evaluate, samples, steps
+        keeping.evaluate, keeping.NUM_SAMPLES, diffusion_sampling.DEFAULT_STEPS = evaluate, samples, steps
 
 
 def run(out: Path, state: TrainState | None = None, config: TrainConfig = CONFIG, **options) -> runs.RunResult:

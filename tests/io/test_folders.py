@@ -311,7 +311,7 @@ FAULTS = {
     "n.json is damaged": lambda p: (p / "n.json").write_bytes((p / "n.json").read_bytes().replace(b"2.5", b"2.6")),
     "manifest.json cannot be read": lambda p: (p / MANIFEST).write_text("{"),
     "manifest of format 1": lambda p: (p / MANIFEST).write_text("[]"),
-    "manifest of format 1,": lambda p: (p / MANIFEST).write_text('{"format": 2, "files": {}}'),
+    "format up to 1, got format 2": lambda p: (p / MANIFEST).write_text('{"format": 2, "files": {}}'),
     "n.json cannot be read": lambda p: rewrite(p, "n.json", b"{"),
     "n.json cannot be read,": lambda p: rewrite(p, "n.json", b"\xff\xfe"),
     "n.json cannot be read: more": lambda p: rewrite(p, "n.json", b"[" * 80 + b"]" * 80),

@@ -7,9 +7,9 @@ from tiny import small, small_ddpm, small_diffusevae, small_restoration, small_v
 import fastdiff
 from fastdiff.diffusion import Ancestral, as_sampler
 from fastdiff.kernels import InvalidValueError
-from fastdiff.models import Latents, Request
+from fastdiff.models import Edit, Latents, Request
 
-DIFFUSION = {"steps", "sampler", "initial"}
+DIFFUSION = {"steps", "sampler", "initial", "edit"}
 LABELS = {"labels", "guidance"}
 ACCEPTED = {
     "vdm": (small, DIFFUSION),
@@ -25,6 +25,7 @@ ACCEPTED = {
 VALUES = {
     "steps": 4, "sampler": as_sampler("ddim"), "labels": torch.tensor([1, 2]), "guidance": 2.0,
     "cond": torch.zeros(2, 1, 8, 8), "latents": Latents(temperature=0.5), "initial": torch.zeros(2, 1, 8, 8),
+    "edit": Edit(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)),
 }  # fmt: skip
 
 
@@ -44,14 +45,15 @@ def test_accepted_options(kind):
 def test_rejected_options(kind):
     make, accepted = ACCEPTED[kind]
     model = make()
-    for name in set(VALUES) - accepted - {"initial"}:
+    for name in set(VALUES) - accepted - {"initial", "edit"}:
         with pytest.raises(InvalidValueError, match=f"takes no {name}") as caught:
             fastdiff.sample(model, 2, **{name: VALUES[name]})
         message = str(caught.value)
         assert message.startswith(f"sample: a {model.kind} model")
         assert "\n" not in message
-        assert all(option in message for option in accepted - {"initial"})
-        assert "initial" not in message  # no option of `fastdiff.sample`
+        assert all(option in message for option in accepted - {"initial", "edit"})
+        assert "initial" not in message  # no options of `fastdiff.sample`
+        assert "edit" not in message
 
 
 def test_defaults_are_no_options():

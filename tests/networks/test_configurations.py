@@ -26,7 +26,8 @@ BOTTLENECK = BottleneckVAEConfig(widths=(4, 6, 8), rates=(2, 4), encoder=(1, 2, 
 # The names in config.json files; renaming one makes old files unreadable.
 FIELDS = {
     UNetConfig: "widths blocks embedding dropout heads max_groups positions",
-    ConcatUNetConfig: "kind width multipliers blocks attention dropout heads max_groups embedding_bias",
+    ConcatUNetConfig: "kind width multipliers blocks attention dropout heads max_groups embedding_bias attention_up "
+    "middle_attention head_size eps scale_shift padding timesteps timestep_scale frequency_shift",
     ConvVAEConfig: "kind widths blocks dropout max_groups",
     BottleneckVAEConfig: "kind widths rates encoder decoder",
 }
@@ -54,6 +55,13 @@ WRONG = [
     (ConcatUNetConfig, "max_groups", [0]),
     (ConcatUNetConfig, "dropout", [1.0]),
     (ConcatUNetConfig, "embedding_bias", ["no"]),
+    (ConcatUNetConfig, "attention_up", [(0,)]),
+    (ConcatUNetConfig, "head_size", [0]),
+    (ConcatUNetConfig, "eps", [0.0]),
+    (ConcatUNetConfig, "padding", ["left"]),
+    (ConcatUNetConfig, "timesteps", [1]),
+    (ConcatUNetConfig, "timestep_scale", [0.0, 0.25]),  # without timesteps
+    (ConcatUNetConfig, "frequency_shift", [2]),
     (ConvVAEConfig, "kind", ["bottleneck"]),
     (ConvVAEConfig, "widths", [(), (0,)]),
     (ConvVAEConfig, "blocks", [0]),

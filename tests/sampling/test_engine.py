@@ -39,6 +39,7 @@ CASES = {
     "brownian": (small, {"sampler": Ancestral(brownian=True)}),
     "dpm-solver-sde-2s": (small, {"sampler": DPMSolverSDE2S()}),
     "guided": (lambda: small(num_classes=3), LABELLED),
+    "keep eps_hat": (lambda: small(num_classes=3), LABELLED | {"sampler": DDIM(clip_denoised=True, keep_eps_hat=True)}),
     "guided on an interval": (lambda: small(num_classes=3), LABELLED | {"guidance": Guidance(3.0, (0.3, 0.7))}),
     "ddpm": (small_ddpm, {}),
     "learned": (lambda: small_ddpm(num_classes=3, variance="learned"), LABELLED),

@@ -30,7 +30,7 @@ from fastdiff.models import DDPM, VDM, DDPMConfig, VDMConfig
 
 EVERY_SAMPLER = [
     Ancestral(), Ancestral(variance="fixed_large", spacing="quadratic"), DDIM(), DDIM(eta=0.5), DPMSolver(), Heun(),
-    UniPC(spacing="karras"), DEIS(),
+    UniPC(spacing="karras"), DEIS(), DDIM(clip_denoised=True, keep_eps_hat=True),
 ]  # fmt: skip
 
 

@@ -209,7 +209,8 @@ def test_the_best_by_the_bound(tmp_path, capsys):
 
 @pytest.mark.parametrize("record", [None, [], {}, {"bpd": "low"}, {"bpd": None}, {"bpd": True}])
 def test_a_best_without_its_bound_is_none(tmp_path, record):
-    small().save(tmp_path / "best", record=record)
+    content = read_folder(small().save(tmp_path / "best"))
+    write_folder(tmp_path / "best", content | {"config.json": content["config.json"] | {"record": record}})
     assert best_bpd(tmp_path) is None
 
 

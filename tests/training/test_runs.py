@@ -59,7 +59,7 @@ def rows_of(out) -> list[dict]:
 @pytest.fixture(autouse=True)
 def _few_samples(monkeypatch):
     monkeypatch.setattr(keeping, "NUM_SAMPLES", 4)
-    monkeypatch.setattr("fastdiff.models.diffusion.DEFAULT_STEPS", 3)
+    monkeypatch.setattr("fastdiff.models.diffusion_sampling.DEFAULT_STEPS", 3)
 
 
 def test_a_run_leaves_metrics_checkpoint_model_and_picture(tmp_path):

@@ -11,7 +11,7 @@ from tiny import DATA, SMALL, images
 
 from fastdiff.data import Dataset
 from fastdiff.io import processes
-from fastdiff.models import VDM, VDMConfig, diffusion
+from fastdiff.models import VDM, VDMConfig, diffusion_sampling
 from fastdiff.training import TrainConfig, TrainState, keeping, runs, train
 
 CONFIG = TrainConfig(
@@ -56,7 +56,7 @@ def train_run(folder: Path, max_steps: int) -> None:
     else:
         state = runs.start(folder, model, config, data())
     options = runs.RunOptions(save_every=5, evaluations=1, pictures=False, progress=False)
-    with patch.object(keeping, "NUM_SAMPLES", 4), patch.object(diffusion, "DEFAULT_STEPS", 3):
+    with patch.object(keeping, "NUM_SAMPLES", 4), patch.object(diffusion_sampling, "DEFAULT_STEPS", 3):
         runs.run(folder, state, data(), options)
 
 

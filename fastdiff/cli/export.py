@@ -1,0 +1,41 @@
+"""The command ``export``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from fastdiff_kernels.errors import InvalidValueError
+
+
+@dataclass
+class Export:
+    """Write a model as a folder that can be published as it is: the averaged weights of a run, and a model card."""
+
+    model: tyro.conf.Positional[str]
+    """Checkpoint folder, run folder, or embedded model."""
+    out: tyro.conf.Positional[Path]
+    """Folder to write."""
+    format: Literal["fastdiff", "diffusers"] = "fastdiff"
+    """fastdiff, or diffusers: a DDPMPipeline, for a DDPM whose network embeds the timesteps of its chain."""
+    license: str | None = None
+    """License of the weights, for the card: an identifier in lower case such as mit, apache-2.0 or cc-by-4.0."""
+
+    def run(self) -> int:
+        """Load the model and write the folder."""
+        from ..checkpoints import load, record_of
+        from ..models.card import check_license
+
+        check_license(self.license)
+        if self.format == "diffusers" and self.license is not None:
+            raise InvalidValueError(
+                f"--license must be absent with --format diffusers, which writes no model card, got {self.license}"
+            )
+        model = load(self.model)
+        if self.format == "diffusers":
+            model.save_diffusers(self.out)
+        else:
+            model.save(self.out, record_of(self.model) or None, self.license)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        print(f"wrote {self.out}, a {model.kind} model with {count:,} parameters")
+        return 0
