@@ -14,7 +14,7 @@ from .in_memory import TensorSource, array_form
 from .listing import list_images
 from .loading import check_exists, is_image_folder, load_dataset
 from .options import ImageOptions
-from .sample_arrays import holds_samples, is_sample_folder, read_sample_arrays
+from .sample_arrays import are_samples, read_sample_arrays
 from .source import ImageSource
 
 
@@ -53,7 +53,7 @@ def open_images(name: str | os.PathLike[str], options: ImageOptions | None = Non
     check_exists(name, "a folder of images, an .npz file or a data set")
     if is_image_folder(name):
         return _folder(name, options)
-    if is_sample_folder(name) or (name.endswith(".npz") and holds_samples(name)):
+    if are_samples(name):
         images, _ = read_sample_arrays(name)
         form = array_form(name, tuple(images.shape[1:]), options)
         return ImageSet(name, images if form is None else TensorSource(images, None, 256, form, False), 256)

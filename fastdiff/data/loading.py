@@ -11,7 +11,7 @@ from .image_folder import load_image_folder
 from .in_memory import with_options
 from .npz import load_npz
 from .options import ImageOptions
-from .sample_arrays import holds_samples, is_sample_folder, load_sample_arrays
+from .sample_arrays import are_samples, is_sample_folder, load_sample_arrays
 
 _IMAGES = "a folder of {0}×{0} images, or an .npz file"
 # Data sets that presets name and that are not part of the package, and what to pass in their place.
@@ -67,11 +67,11 @@ def is_image_folder(name: str) -> bool:
 def _load_in_memory(name: str) -> Dataset:
     if name == "digits":
         return digits()
-    if os.path.isdir(name):
-        return load_sample_arrays(name) if is_sample_folder(name) else load_cifar10(name)
-    if name.endswith(".npz"):
-        return load_sample_arrays(name) if holds_samples(name) else load_npz(name)
-    if name.endswith((".tar.gz", ".tgz")):
+    if are_samples(name):
+        return load_sample_arrays(name)
+    if name.endswith(".npz") and not os.path.isdir(name):
+        return load_npz(name)
+    if os.path.isdir(name) or name.endswith((".tar.gz", ".tgz")):
         return load_cifar10(name)
     if name in NOT_SHIPPED:
         raise DataError(f"data set {name!r} is not part of fastdiff: pass {NOT_SHIPPED[name]}")

@@ -34,6 +34,11 @@ def is_sample_folder(path: str | Path) -> bool:
     return os.path.isdir(path) and any(PIECE.fullmatch(name) for name in os.listdir(path))
 
 
+def are_samples(path: str | Path) -> bool:
+    """Return whether a path is a file or a folder of samples that `read_sample_arrays` reads."""
+    return is_sample_folder(path) or (str(path).endswith(".npz") and holds_samples(path))
+
+
 def read_sample_arrays(path: str | Path) -> tuple[Tensor, Tensor | None]:
     """Read all samples of an ``.npz`` file, or of a folder of pieces in the order of their names.
 

@@ -14,7 +14,7 @@ from .in_memory import TensorSource, array_form
 from .listing import list_images
 from .loading import check_exists, is_image_folder, load_dataset
 from .options import ImageOptions
-from .sample_arrays import holds_samples, is_sample_folder, read_sample_arrays
+from .sample_arrays import are_samples, read_sample_arrays
 
 HINT = "--fit resizes, crops and converts (fit=True)"
 Size = tuple[int, int]  # width and height
@@ -66,7 +66,7 @@ def read_user_images(
         return _read_files([os.path.join(path, name) for name in files], _names(files), shape, options)
     if os.path.isfile(path) and not path.endswith((".npz", ".tar.gz", ".tgz")):
         return _read_files([path], [Path(path).stem], shape, options)
-    if is_sample_folder(path) or (path.endswith(".npz") and holds_samples(path)):
+    if are_samples(path):
         images, levels = read_sample_arrays(path)[0], 256
     else:
         data = load_dataset(path)

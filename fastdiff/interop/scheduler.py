@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..diffusion.spacings import chain_steps
+from ..io.extras import MissingPackageError
 from ..kernels import InvalidTypeError, InvalidValueError, Noise, Stream, diffuse, reparameterize, sampler_step
-from .errors import MissingLibraryError
 from .scheduler_options import check_integer, check_options, checked_betas, method_of
 from .scheduler_rows import Steps, StepTable, ddim_table, ddpm_table
 
@@ -26,7 +26,7 @@ try:
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
     from diffusers.utils.torch_utils import randn_tensor
 except ImportError as error:
-    raise MissingLibraryError(
+    raise MissingPackageError(
         f"diffusers must be installed for this: pip install 'fastdiff-triton[interop]' ({error})"
     ) from error
 

@@ -13,7 +13,8 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +67,14 @@ def write_folder(
     """
     path = Path(path)
     target = files.followed(path)
-    payload = {name: _encode(name, content) for name, content in contents.items()}
+    payload = {name: encode(name, content) for name, content in contents.items()}
     manifest = {name: {"bytes": len(data), "crc32": zlib.crc32(data)} for name, data in payload.items()}
     if card is not None:
         payload[CARD] = _signed(card)
-    payload[MANIFEST] = _encode(
+    payload[MANIFEST] = encode(
         MANIFEST, {"format": FORMAT, "files": manifest}
     )  # last: a folder without it is incomplete
-    staging = files.temporary_beside(target)
-    try:
-        recover(target)
+    with replacing(path, sum(map(len, payload.values()))) as staging:
         if os.path.lexists(target) and not is_complete(target) and not _is_free(target):
             raise CheckpointError(
                 f"{path} must be a new path, an empty folder, a clone of an empty repository or a checkpoint to "
@@ -89,14 +88,27 @@ def write_folder(
         for name in kept - set(payload) | kept & {CARD}:
             files.link(target / name, staging / name)
         files.sync_directory(staging)
-        swap(staging, target)
+    return path
+
+
+@contextmanager
+def replacing(path: Path, needed: int) -> Iterator[Path]:
+    """Yield a temporary path beside a folder's, whose folder takes its place at the end; ``needed`` bytes are written.
+
+    Raises:
+        CheckpointError: it cannot be written. The message names the path, the bytes needed and the bytes free.
+    """
+    target = files.followed(path)
+    staging = files.temporary_beside(target)
+    try:
+        recover(target)
+        yield staging
+        _swap(staging, target)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        needed = sum(map(len, payload.values()))
         raise CheckpointError(files.cannot_write(path, needed, error)) from error
     finally:
         files.discard(staging)
     files.discard_abandoned(target)
-    return path
 
 
 def has_edited_card(path: str | Path) -> bool:
@@ -190,7 +202,8 @@ def check_state(where: str, state: Mapping[str, Tensor], expected: Mapping[str, 
         raise CheckpointError(f"{where}: " + "; ".join(problems))
 
 
-def _encode(name: str, content: Mapping[str, Any]) -> bytes:
+def encode(name: str, content: Mapping[str, Any]) -> bytes:
+    """Return a file: JSON from plain JSON types, or a safetensors file from tensors, by the end of its name."""
     if name.endswith(".safetensors"):
         # clone: the format has no strides and rejects tensors that share memory
         contiguous = {
@@ -364,7 +377,7 @@ def _aside(path: Path) -> Path:
     return path.parent / f"{ASIDE}{path.name}"
 
 
-def swap(staging: Path, path: Path) -> None:
+def _swap(staging: Path, path: Path) -> None:
     """Rename ``staging`` to ``path``. A folder at ``path`` is first moved to the name that `recover` looks for."""
     old = _aside(path)
     if os.path.lexists(old):

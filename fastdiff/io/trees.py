@@ -1,18 +1,13 @@
 """Folders in the layout of another library: nested, without a manifest, written so that none is seen half-written."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from . import files
-from .folders import CheckpointError, Json, recover, swap
-
-METADATA = {"format": "pt"}  # of a safetensors file of PyTorch's tensors, as other libraries write it
+from .folders import CheckpointError, Json, encode, replacing
 
 
 def write_tree(path: str | Path, contents: Mapping[str, Mapping[str, Tensor] | Json]) -> Path:
@@ -33,10 +28,8 @@ def write_tree(path: str | Path, contents: Mapping[str, Mapping[str, Tensor] | J
     """
     path = Path(path)
     target = files.followed(path)
-    payload = {name: _encode(name, content) for name, content in contents.items()}
-    staging = files.temporary_beside(target)
-    try:
-        recover(target)
+    payload = {name: encode(name, content) for name, content in contents.items()}
+    with replacing(path, sum(map(len, payload.values()))) as staging:
         others = sorted(_names(target) - set(payload)) if os.path.isdir(target) else []
         if others or (os.path.lexists(target) and not os.path.isdir(target)):
             found = f"a folder with {others[0]}" if others else "a file"
@@ -46,24 +39,7 @@ def write_tree(path: str | Path, contents: Mapping[str, Mapping[str, Tensor] | J
             files.write_synced(staging / name, data)
         for folder, _, _ in os.walk(staging):
             files.sync_directory(Path(folder))
-        swap(staging, target)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        needed = sum(map(len, payload.values()))
-        raise CheckpointError(files.cannot_write(path, needed, error)) from error
-    finally:
-        files.discard(staging)
-    files.discard_abandoned(target)
     return path
-
-
-def _encode(name: str, content: Mapping[str, Tensor] | Json) -> bytes:
-    if name.endswith(".safetensors"):
-        # clone: the format has no strides and rejects tensors that share memory
-        plain = {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in content.items()
-        }
-        return tensors_to_bytes(plain, METADATA)
-    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _names(folder: Path) -> set[str]:

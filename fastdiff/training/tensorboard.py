@@ -5,14 +5,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..io.extras import MissingPackageError
 from ..io.folders import Json
-from ..kernels import FastdiffError
 
 FOLDER = "tensorboard"
-
-
-class MissingPackageError(FastdiffError, ImportError):
-    """A package of an extra that is not installed."""
 
 
 class TensorBoard:
