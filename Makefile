@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: sample test check machine mutants faults same-numbers bench bench-gpu static-cost format lint types clean
+.PHONY: sample test slow check machine mutants faults same-numbers bench bench-gpu static-cost format lint types clean
 
-sample: $(STAMP)  ## Draw 64 digits from the embedded model into samples.png
-	$(BIN)/fastdiff sample digits --out samples.png
+sample: $(STAMP)  ## Draw A to Z four times from the embedded model of letters into samples.png
+	$(BIN)/fastdiff sample letters --label all -n 104 --sampler unipc --steps 25 --out samples.png
 
 test: $(STAMP)-dev  ## Run the tests, in two processes of one thread
 	$(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable
+
+slow: $(STAMP)-dev  ## Run the tests that `make test` leaves out: the same, at greater length
+	$(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable -m slow
 
 check: lint types test  ## What every commit must pass
 

@@ -4,7 +4,8 @@
     python benchmarks/readme.py --check    only say whether they are up to date (exit code 1 if not)
 
 Sources: docs/bound.jsonl (`fastdiff evaluate digits --T 1,10,100,1000,inf --draws 256 --ode 64 --json`),
-docs/fd.jsonl (the first line of `fastdiff fd digits --json`), docs/few-calls.json
+docs/fd.jsonl (the first line of `fastdiff fd digits --json`), docs/letters.json
+(`python benchmarks/studies/letter_models.py RUN ...`), docs/few-calls.json
 (`python benchmarks/studies/few_calls.py`), docs/batch-invariance.json
 (`python benchmarks/batch_invariance.py --json docs/batch-invariance.json`), docs/side-by-side-*.json, every
 benchmarks/results/*.json (`pytest benchmarks/ --benchmark-only --results PATH`), docs/static-cost.json
@@ -46,6 +47,20 @@ def bound_table() -> str:
         figures = [f"{row[name]:.{digits}f}" if name in row else "" for name, digits in
                    (("bpd", 3), ("se", 3), ("recon", 4), ("prior", 4), ("diffusion", 3))]  # fmt: skip
         lines.append(f"| {T} | " + " | ".join(figures) + " |")
+    return "\n".join(lines)
+
+
+def letters_table() -> str:
+    """The models of the letters: bits per dimension, FD-letters, and the share of their letters that are read."""
+    models = json.loads((ROOT / "docs/letters.json").read_text())["models"]
+    lines = [
+        "| model | parameters | bits/dim | ± over families | FD-letters | read as what was asked for |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in models.items():
+        read = f"{statistics.mean(row['read']):.1%}" if "read" in row else ""
+        figures = f"{row['bpd']:.3f} | {row['se_groups']:.3f} | {row['fd'][0]:.1f}"
+        lines.append(f"| {name} | {row['parameters']:,} | {figures} | {read} |")
     return "\n".join(lines)
 
 
@@ -201,7 +216,7 @@ def side_tables() -> str:
 
 
 def side_row(row: dict[str, Any]) -> str:
-    """One line of `side_tables`: medians, and ratios with 20 % and 80 % of the rounds."""
+    """One line of `side_tables`: medians, and ratios with 20 % and 80 % of the rounds; images are 3×32×32 or said."""
     case, seconds = row["case"], {name: middle for name, (_, middle, _) in row["seconds"].items()}
     compiled = [value for name, value in seconds.items() if name.startswith("diffusers ")]
     times = [
@@ -211,7 +226,9 @@ def side_row(row: dict[str, Any]) -> str:
         seconds.get("fastdiff best"),
     ]
     what = f"DDIM, {case['steps']} steps" if case["what"] == "sampling" else case["what"]
-    cells = [f"{1e-6 * row['parameters']:.1f} M", f"{what}, {case['precision']}", str(case["batch"])]
+    shape = "×".join(map(str, row.get("shape", (3, 32, 32))))
+    size = "" if shape == "3×32×32" else f", {shape}"
+    cells = [f"{1e-6 * row['parameters']:.1f} M{size}", f"{what}, {case['precision']}", str(case["batch"])]
     cells += ["" if time is None else milliseconds(time) for time in times]
     for key in ("diffusers / fastdiff", "diffusers compiled / fastdiff best"):
         low, middle, high = row["ratios"].get(key, (None, None, None))
@@ -248,9 +265,9 @@ def invariance_text() -> str:
 def pages() -> dict[str, dict[str, str]]:
     """The tables of every page, by name."""
     readme = {
-        "bound": bound_table(), "distance": distance_table(), "benchmarks": benchmark_tables(),
-        "static": static_table(), "host": host_table(), "footprint": footprint_table(),
-        "executed": executed_table(), "side": side_tables(),
+        "bound": bound_table(), "letters": letters_table(), "distance": distance_table(),
+        "benchmarks": benchmark_tables(), "static": static_table(), "host": host_table(),
+        "footprint": footprint_table(), "executed": executed_table(), "side": side_tables(),
     }  # fmt: skip
     return {"README.md": readme, "docs/sampling.md": {"batch-invariance": invariance_text()}}
 

@@ -84,6 +84,7 @@ class Measured:
     """Seconds of each side of a case, 20 %, 50 % and 80 % over the rounds; ratios; and what could not be measured.
 
     ratios: by ``"A / B"``, the time of A over that of B. memory: peak bytes beyond those before the side was made.
+    shape: [C, H, W] of an image; files of earlier versions, all of 3 × 32 × 32, do not have it.
     """
 
     case: Case
@@ -93,29 +94,35 @@ class Measured:
     ratios: dict[str, Quantiles]
     memory: dict[str, int]
     failed: dict[str, str]
+    shape: tuple[int, ...] = (3, 32, 32)
 
 
-def sides_of(case: Case, modes: tuple[str, ...]) -> tuple[Sides, int]:
-    """The sides of a case, checked, and the number of parameters. Models are built anew: a training changes them."""
+def sides_of(case: Case, modes: tuple[str, ...]) -> tuple[Sides, int, tuple[int, ...]]:
+    """The sides of a case, checked, the number of parameters, and the shape of an image.
+
+    Models are built anew: a training changes them.
+    """
     device = torch.device(case.device)
     if case.what == "vdm":
         model = preset(VDM).build().to(device)
         assert isinstance(model, DiffusionModel)
-        x = torch.randint(256, (case.batch, 3, 32, 32), dtype=torch.uint8, device=device)
-        return model_training_sides(model, x, "elbo", case.dtype), sum(p.numel() for p in model.network.parameters())
+        x = torch.randint(256, (case.batch, *model.shape), dtype=torch.uint8, device=device)
+        count = sum(p.numel() for p in model.network.parameters())
+        return model_training_sides(model, x, "elbo", case.dtype), count, model.shape
     dtype = torch.float32 if case.what == "training" else case.dtype  # training rounds by autocast
     pair: Pair = pair_of(case.size, device, dtype)
-    if case.what == "forward":
-        return forward_sides(pair, case.batch, case.dtype, device, modes), pair.parameters
     if case.what == "sampling":
-        return sampling_sides(pair, case.batch, case.steps, case.dtype, device, modes), pair.parameters
-    return training_sides(pair, case.batch, case.dtype, device, modes), pair.parameters
+        sides = sampling_sides(pair, case.batch, case.steps, case.dtype, device, modes)
+    else:
+        make = forward_sides if case.what == "forward" else training_sides
+        sides = make(pair, case.batch, case.dtype, device, modes)
+    return sides, pair.parameters, pair.shape
 
 
 def measured(case: Case, options: argparse.Namespace, say: Callable[[str], object]) -> Measured:
     """Make the sides of a case, warm them up, and time them in turns for about ``seconds`` or so many rounds."""
     device = torch.device(case.device)
-    sides, parameters = sides_of(case, tuple(options.modes))
+    sides, parameters, shape = sides_of(case, tuple(options.modes))
     if options.eager:
         sides = {name: make for name, make in sides.items() if name in (DIFFUSERS, FASTDIFF)}
     watches, memory, failed = {}, {}, {}
@@ -141,7 +148,7 @@ def measured(case: Case, options: argparse.Namespace, say: Callable[[str], objec
             samples[name].append(watch())
     torch.compiler.reset()
     found = {name: quantiles(times) for name, times in samples.items()}
-    return Measured(case, parameters, count, found, ratios_of(samples), memory, failed)
+    return Measured(case, parameters, count, found, ratios_of(samples), memory, failed, shape)
 
 
 def ratios_of(samples: dict[str, list[float]]) -> dict[str, Quantiles]:
@@ -164,7 +171,7 @@ def ratios_of(samples: dict[str, list[float]]) -> dict[str, Quantiles]:
 def steps_that_fit(case: Case, seconds: float) -> int:
     """The number of steps of a sampling case, of which one call in eager mode takes a third of ``seconds`` at most."""
     device = torch.device(case.device)
-    sides, _ = sides_of(Case("forward", case.size, case.batch, case.precision, case.device), ())
+    sides, *_ = sides_of(Case("forward", case.size, case.batch, case.precision, case.device), ())
     call = wall_clock(device)(sides[FASTDIFF]())
     one = min(call() for _ in range(3))
     fitting = [steps for steps in STEPS if steps <= case.steps and steps * one <= seconds / 3]
@@ -214,7 +221,7 @@ def arguments() -> argparse.Namespace:
     """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--size", nargs="+", choices=list(SIZES), help="default: 6.5M and 35.7M")
+    parser.add_argument("--size", nargs="+", choices=list(SIZES), help="default: 28x28, 6.5M and 35.7M")
     parser.add_argument("--precision", choices=list(DTYPES), default="fp32")
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
     parser.add_argument("--batches", nargs="+", type=int, metavar="N", help="default: 1 16 128 on a GPU, 1 16 on a CPU")
@@ -228,7 +235,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the results as JSON")
     parser.add_argument("--quick", action="store_true", help="a tiny network, few rounds")
     options = parser.parse_args()
-    options.size = options.size or (["tiny"] if options.quick else ["6.5M", "35.7M"])
+    options.size = options.size or (["tiny"] if options.quick else ["28x28", "6.5M", "35.7M"])
     if options.quick:
         options.batches, options.rounds = options.batches or [2], options.rounds or MIN_ROUNDS
     if options.modes is None:

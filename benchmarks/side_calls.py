@@ -58,7 +58,7 @@ def compiled(module: nn.Module, mode: str = "default") -> Callable[..., Any]:
 def forward_sides(pair: Pair, batch: int, dtype: torch.dtype, device: torch.device, modes: tuple[str, ...]) -> Sides:
     """One call of the network without gradients, with a timestep for each image."""
     generator = torch.Generator().manual_seed(SEED)
-    x = torch.randn(batch, 3, 32, 32, generator=generator).to(device, dtype)
+    x = torch.randn(batch, *pair.shape, generator=generator).to(device, dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     timesteps = torch.randint(TIMESTEPS, (batch,), generator=generator).to(device)
     level, network, other = level_of(timesteps), pair.network, pair.theirs
@@ -93,14 +93,14 @@ def sampling_sides(
     pair: Pair, batch: int, steps: int, dtype: torch.dtype, device: torch.device, modes: tuple[str, ...]
 ) -> Sides:
     """Images uint8 on the CPU by DDIM, from initial noise that each side draws, at the same timesteps."""
-    sampler, other = ddim_of(), pair.theirs
+    sampler, other, shape = ddim_of(), pair.theirs, (batch, *pair.shape)
     arguments = {"steps": steps, "sampler": sampler, "batch_size": batch, "output": "uint8"}
     sides: Sides = {FASTDIFF: lambda: partial(fastdiff.Engine(pair.ours, graph=False).sample, batch, **arguments)}
     if other is not None:
         check_images(pair, batch, steps, dtype, device)
-        sides[DIFFUSERS] = lambda: partial(pipeline, other, steps, drawn(batch, dtype, device), device)
+        sides[DIFFUSERS] = lambda: partial(pipeline, other, steps, drawn(shape, dtype, device), device)
         for mode in modes:
-            start = drawn(batch, dtype, device)
+            start = drawn(shape, dtype, device)
             sides[name_of(mode)] = lambda mode=mode, start=start: partial(
                 pipeline, compiled(other, mode), steps, start, device
             )
@@ -114,9 +114,9 @@ def sampling_sides(
     return sides
 
 
-def drawn(batch: int, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
-    """What draws initial latents from torch's generator."""
-    return lambda: TEMPERATURE * torch.randn(batch, 3, 32, 32, dtype=dtype, device=device)
+def drawn(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
+    """What draws initial latents of a shape from torch's generator."""
+    return lambda: TEMPERATURE * torch.randn(shape, dtype=dtype, device=device)
 
 
 @torch.no_grad()
@@ -158,7 +158,7 @@ def check_images(pair: Pair, batch: int, steps: int, dtype: torch.dtype, device:
 
     engine = fastdiff.Engine(pair.ours, graph=False)
     engine.sample(batch, steps, ddim_of(), seed=SEED, callback=keep)
-    start = TEMPERATURE * Noise(SEED, stream=Stream.INITIAL).normal((batch, 3, 32, 32)).to(device, dtype)
+    start = TEMPERATURE * Noise(SEED, stream=Stream.INITIAL).normal((batch, *pair.shape)).to(device, dtype)
     with torch.no_grad():
         expected = trajectory(pair.theirs, steps, start, device)
     check_close("images", found[0], expected, dtype)
@@ -180,7 +180,7 @@ def training_sides(pair: Pair, batch: int, dtype: torch.dtype, device: torch.dev
 
     In bfloat16 the networks compute under autocast and the weights are float32.
     """
-    x = torch.randint(256, (batch, 3, 32, 32), generator=torch.Generator().manual_seed(SEED), dtype=torch.uint8)
+    x = torch.randint(256, (batch, *pair.shape), generator=torch.Generator().manual_seed(SEED), dtype=torch.uint8)
     x, other = x.to(device), pair.theirs
     sides = model_training_sides(pair.ours, x, "simple", dtype)
     if other is not None:

@@ -51,7 +51,7 @@ def _measure(case: "Case", side: str, sender: "Connection") -> None:
     """The body of that process. The peak of building the models is reset; pages that their check left count as held."""
     from side_by_side import sides_of
 
-    sides, _ = sides_of(case, ())
+    sides, *_ = sides_of(case, ())
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")

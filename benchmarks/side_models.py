@@ -1,7 +1,8 @@
 """The two networks of `side_by_side`: diffusers' UNet2DModel and a `DDPM` of ours with the same weights.
 
 ``35.7M`` is google/ddpm-cifar10-32, which is our `ddpm-cifar10`. ``6.5M`` has half of its width and three of its four
-resolutions; ``tiny`` is for trying the benchmark. Without diffusers ours has random weights of its own.
+resolutions; ``28x28`` is for images of one channel and 28 × 28 pixels, like the letters; ``tiny`` is for trying the
+benchmark. Without diffusers ours has random weights of its own.
 """
 
 from dataclasses import dataclass
@@ -22,17 +23,18 @@ from fastdiff.networks.concat_unet import ConcatUNet
 TIMESTEPS = 1000
 
 
-def _narrower(channels: tuple[int, ...], groups: int, layers: int) -> dict[str, Any]:
+def _narrower(channels: tuple[int, ...], groups: int, layers: int, **more: Any) -> dict[str, Any]:
     count = len(channels)
     down = tuple("AttnDownBlock2D" if k == 1 else "DownBlock2D" for k in range(count))
     up = tuple("AttnUpBlock2D" if k == count - 2 else "UpBlock2D" for k in range(count))
     changes = {"block_out_channels": channels, "norm_num_groups": groups, "layers_per_block": layers}
-    return {**GOOGLE_DDPM_CIFAR10, "down_block_types": down, "up_block_types": up, **changes}
+    return {**GOOGLE_DDPM_CIFAR10, "down_block_types": down, "up_block_types": up, **changes, **more}
 
 
 SIZES = {
     "6.5M": _narrower((64, 128, 128), 32, 2),
     "35.7M": GOOGLE_DDPM_CIFAR10,
+    "28x28": _narrower((32, 64, 64), 16, 1, sample_size=28, in_channels=1, out_channels=1),
     "tiny": _narrower((16, 32), 8, 1),
 }
 DROPOUT = 0.1  # of the paper, on both sides; only training applies it
@@ -54,6 +56,11 @@ class Pair:
         """Our network."""
         assert isinstance(self.ours.network, ConcatUNet)
         return self.ours.network
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of an image."""
+        return self.ours.shape
 
     @property
     def parameters(self) -> int:

@@ -89,13 +89,28 @@ def jobs(pattern: str, targets: list[str], brief: bool) -> Iterator[tuple[int, s
         if not re.search(pattern, f"{variant.kernel} {variant.name}"):
             continue
         for number, target in enumerate(targets):
-            dtypes = list(TYPES)
-            if variant.bits:
-                dtypes = [dtype for dtype in dtypes if 8 * BYTES[dtype] == variant.bits]
+            dtypes = dtypes_of(variant)
             if brief and target != "sm_90":
                 is_first = first[id(variant.function)] == place
                 dtypes = [dtypes[(place + number) % len(dtypes)]] if is_first else []
             yield from ((place, dtype, target) for dtype in dtypes)
+
+
+def dtypes_of(variant: Variant) -> list[str]:
+    """The dtypes that a variant is for."""
+    return [dtype for dtype in TYPES if not variant.bits or 8 * BYTES[dtype] == variant.bits]
+
+
+def sample_jobs() -> Iterator[tuple[int, str, str]]:
+    """Each kernel in one variant and dtype, for sm_90, and every second one for another target too, in turn."""
+    first = {id(variant.function): place for place, variant in reversed(list(enumerate(VARIANTS)))}
+    others = [target for target in TARGETS if target != "sm_90"]
+    for number, place in enumerate(sorted(first.values())):
+        dtypes = dtypes_of(VARIANTS[place])
+        dtype = dtypes[number % len(dtypes)]
+        yield place, dtype, "sm_90"
+        if number % 2 == 0:
+            yield place, dtype, others[number // 2 % len(others)]
 
 
 def cost(place: int, dtype: str, target: str) -> Cost:
@@ -147,7 +162,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("kernel", nargs="?", default="", help="only kernels whose name and variant match this pattern")
     parser.add_argument("--targets", default=",".join(TARGETS), help=f"a list of {', '.join(TARGETS)}")
-    parser.add_argument("--brief", action="store_true", help="compile fewer combinations, for the tests")
+    parser.add_argument("--brief", action="store_true", help="compile fewer combinations, for `make slow`")
+    parser.add_argument("--sample", action="store_true", help="compile each kernel about once, for `make test`")
     parser.add_argument(
         "--cached", action="store_true", help="use Triton's cache; the seconds of compilation are then meaningless"
     )
@@ -159,7 +175,7 @@ def main() -> int:
     targets = options.targets.split(",")
     if unknown := sorted(set(targets) - set(TARGETS)):
         parser.error(f"--targets must name some of {', '.join(TARGETS)}, got {', '.join(unknown)}")
-    work = list(jobs(options.kernel, targets, options.brief))
+    work = list(sample_jobs() if options.sample else jobs(options.kernel, targets, options.brief))
     if not work:
         parser.error(
             f"no kernel matches {options.kernel!r}; there are {', '.join(sorted({v.kernel for v in VARIANTS}))}"

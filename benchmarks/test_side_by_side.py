@@ -29,12 +29,12 @@ EACH_TRAINING = pytest.mark.parametrize(
 def beside(quick: bool, compare: Callable[..., None]) -> Callable[..., None]:
     """Compare the sides of a case."""
 
-    def run(what: str, name: str, device: torch.device, batch: int, precision: str) -> None:
+    def run(what: str, name: str, device: torch.device, batch: int, precision: str, size: str = "35.7M") -> None:
         if device.type == "cpu" and not quick:
             pytest.skip("takes minutes on a CPU: python benchmarks/side_by_side.py")
-        size, steps = ("tiny", 5) if quick else ("35.7M", 50)
+        size, steps = ("tiny" if quick and size == "35.7M" else size), (5 if quick else 50)
         case = Case(what, size, batch, precision, device.type, steps)
-        sides, _ = sides_of(case, MODES[device.type])
+        sides, _, shape = sides_of(case, MODES[device.type])
         eager, best = sides.pop(FASTDIFF), sides.pop(BEST)
         if quick and device.type == "cpu":  # compiling takes longer than all else
             best = eager
@@ -48,7 +48,7 @@ def beside(quick: bool, compare: Callable[..., None]) -> Callable[..., None]:
             else:
                 calls[side] = call
         title = f"{name}, {steps} steps" if what == "sampling" else name
-        compare((title, size, device, case.dtype, (batch, 3, 32, 32)), calls, wall_clock(device), "wall")
+        compare((title, size, device, case.dtype, (batch, *shape)), calls, wall_clock(device), "wall")
 
     return run
 
@@ -69,6 +69,15 @@ def test_forward(device: torch.device, batch: int, precision: str, beside: Calla
 def test_training(device: torch.device, batch: int, precision: str, beside: Callable[..., None]) -> None:
     """Noise, network, loss, gradients and AdamW."""
     beside("training", "training with AdamW", device, batch, precision)
+
+
+@pytest.mark.parametrize(("what", "name"), [("sampling", "DDIM"), ("training", "training with AdamW")])
+@EACH_TRAINING
+def test_28_by_28(
+    what: str, name: str, device: torch.device, batch: int, precision: str, beside: Callable[..., None]
+) -> None:
+    """The same for a small network on images of one channel and 28 × 28 pixels, like the letters."""
+    beside(what, name, device, batch, precision, "28x28")
 
 
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import attrs
 
+from . import data
 from .kernels import InvalidValueError
 from .models import (
     AddNoise,
@@ -122,6 +123,33 @@ DIGITS_TRAINING = TrainConfig(
     data="digits", max_steps=20_000, learning_rate=3e-3, weight_decay=0.05, shift=0.5, label_dropout=0.6
 )
 VDM_DIGITS = Preset(VDMConfig(**DIGITS_VDM, prediction="categorical"), DIGITS_TRAINING)
+BARE_LETTERS = {"shape": (1, 28, 28), "levels": 16}
+LETTERS = {**BARE_LETTERS, "num_classes": 26, "class_names": data.LETTERS}
+LETTERS_NETWORK = UNetConfig(widths=(16, 32, 64), blocks=1, dropout=0.0)
+LETTERS_TRAINING = TrainConfig(data="letters", max_steps=16_000, learning_rate=2e-3)
+LETTERS_SIMPLE = attrs.evolve(LETTERS_TRAINING, loss="simple")
+LETTERS_LATENT = attrs.evolve(LETTERS_TRAINING, max_steps=8000)
+VAE_LETTERS = HVAEConfig(
+    **BARE_LETTERS, latent=32, network=ConvVAEConfig(widths=(16, 32, 64), blocks=1, dropout=0.1)
+)  # fmt: skip
+VDM_LETTERS = Preset(
+    VDMConfig(
+        **LETTERS, gamma_0=-8.0, gamma_1=5.0, fourier=(3, 4), prediction="categorical",
+        network=LETTERS_NETWORK,
+    ),
+    LETTERS_TRAINING,
+)  # fmt: skip
+
+
+def _diffusevae_letters(formulation: int) -> Preset:
+    """A second stage on `vae-letters`; train it with --first-stage."""
+    model = DiffuseVAEConfig(
+        **BARE_LETTERS, continuous_noise_conditioning=True, network=LETTERS_NETWORK, vae=VAE_LETTERS,
+        formulation=formulation,
+    )  # fmt: skip
+    return Preset(model, LETTERS_SIMPLE)
+
+
 PRESETS: dict[str, Preset] = {
     "digits": VDM_DIGITS,  # the embedded model's name
     "vdm-digits": VDM_DIGITS,
@@ -145,6 +173,15 @@ PRESETS: dict[str, Preset] = {
     "superresolution2-digits": _restoration_digits(Downsample(factor=2)),
     "superresolution4-digits": _restoration_digits(Downsample(factor=4)),
     "denoising-digits": _restoration_digits(AddNoise(deviation=0.5)),
+    "letters": VDM_LETTERS,  # the embedded model's name
+    "vdm-letters": VDM_LETTERS,
+    "ddpm-letters": Preset(
+        DDPMConfig(**LETTERS, network=LETTERS_NETWORK), LETTERS_SIMPLE
+    ),
+    "vae-letters": Preset(VAE_LETTERS, LETTERS_LATENT),
+    "hvae-letters": Preset(attrs.evolve(VAE_LETTERS, depth=4, hidden=128), LETTERS_LATENT),
+    "diffusevae-letters": _diffusevae_letters(1),
+    "diffusevae2-letters": _diffusevae_letters(2),
     # 30.6 M parameters; 2.65 bits/dim in the paper. The authors' code trains a straight line between learned endpoints
     # where the paper, and this, learn the schedule.
     "vdm-cifar10": Preset(_vdm(32, 128, 32), _vdm_training("cifar10")),

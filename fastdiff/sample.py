@@ -21,7 +21,7 @@ def sample(
     steps: int | None = None,
     sampler: "str | Sampler | Callable[[torch.Tensor], Plan]" = "ancestral",
     seed: int = 0,
-    labels: "int | Sequence[int] | torch.Tensor | None" = None,
+    labels: "int | str | Sequence[int | str] | torch.Tensor | None" = None,
     guidance: "float | Guidance | None" = None,
     cond: "torch.Tensor | None" = None,
     latents: "Latents | None" = None,
@@ -48,8 +48,9 @@ def sample(
             ``UniPC(spacing="karras")`` or ``DDIM(eta=0.5, clip_denoised=True)`` (`fastdiff.diffusion`); or your own
             function from gammas float64 [steps + 1] to a `fastdiff.diffusion.Plan`.
         seed: integer in [0, 2**64).
-        labels: class labels for a class-conditional model: one integer for all images, or integers [n]; None samples
-            without a label.
+        labels: class labels for a class-conditional model: the number or the name of one class for all images
+            (``3``, ``"Q"``), or n of them; None samples without a label. Names are those of the model's configuration,
+            ``model.config.names``; a string is always a name, which for a model without names is its number.
         guidance: weight of classifier-free guidance (Ho and Salimans 2022), which needs labels; 1 is the conditional
             model. ``fastdiff.Guidance(weight, interval=(0.2, 0.8))`` limits it to an interval of times.
         cond: conditioning images [n, ...] of a conditional model: the degraded images of a restoration model, or the

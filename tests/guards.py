@@ -220,7 +220,7 @@ def guarded(
 
     Args:
         record_only: only record the offsets of the accesses; check, read and write nothing.
-        program: program id that every program gets, in a grid of ``programs``.
+        program: id of the one program that each launch runs, in a grid of ``programs``. The launch keeps its own grid.
     """
     guard, executor = Guard(record_only), interpreter.GridExecutor
     prepare, call, convert = executor._init_args_hst, executor.__call__, interpreter._implicit_cvt
@@ -231,6 +231,9 @@ def guarded(
         return args, named
 
     def guarded_call(self, *args, **kwargs):
+        grid = self.grid
+        if program is not None:
+            self.grid = (1,)
         try:
             call(self, *args, **kwargs)
         except Exception:
@@ -238,7 +241,7 @@ def guarded(
                 raise
             failure, guard.failure = guard.failure, None
             raise failure from None
-        guard.launches[-1].grid = interpreter.interpreter_builder.grid_dim
+        guard.launches[-1].grid = (*grid, *[1] * (3 - len(grid)))
 
     with contextlib.ExitStack() as stack:
         for owner, name, value in (

@@ -13,7 +13,7 @@ from sources import ROOT
 
 
 def launch(
-    arguments: Sequence[str | Path], count: int, timeout: float = 60.0, env: dict[str, str] | None = None
+    arguments: Sequence[str | Path], count: int, timeout: float = 240.0, env: dict[str, str] | None = None
 ) -> list[subprocess.CompletedProcess[str]]:
     """Run ``python ARGUMENTS`` in ``count`` processes that can join; return them by rank when all have ended.
 

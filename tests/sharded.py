@@ -1,4 +1,4 @@
-"""The results of `sharded_run` in two and in four processes, for the tests of sampling and of evaluation."""
+"""The results of `sharded_run` in two, three and four processes, for the tests of sampling and of evaluation."""
 
 import tempfile
 from functools import cache
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lengths import usually
 from processes import launch
 from tiny import images, small
 
+COUNTS = usually([2], [2, 3, 4])  # of processes
 SCRIPT = Path(__file__).with_name("sharded_run.py")
 
 

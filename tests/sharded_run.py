@@ -19,7 +19,6 @@ from fastdiff.io import processes
 from fastdiff.models import Model, Request
 from fastdiff.sampling import draw_images
 
-COUNTS = [2, 4] if os.environ.get("FASTDIFF_LONG") else [4]  # of processes
 LABELS = torch.tensor([0, 2, 3, 1, 0, 2, 3])
 X = images(7)
 

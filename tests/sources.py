@@ -1,6 +1,7 @@
 """The project's sources as syntax trees, for the tests that look at the code itself."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -20,11 +21,36 @@ def files(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-def nodes(*folders: str) -> Iterator[tuple[str, ast.AST]]:
-    """Yield every node of the files below folders, with the name of its file."""
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """Return every node of a file: the tests that look at all of them share what takes long."""
+    return tuple(ast.walk(tree(path)))
+
+
+def nodes(*folders: str, having: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """Yield every node of the files below folders, with the name of its file.
+
+    Files whose text the regular expression ``having`` does not match are left out before they are parsed.
+    """
     for path in files(*folders):
-        for node in ast.walk(tree(path)):
-            yield str(path.relative_to(ROOT)), node
+        if re.search(having, path.read_text()):
+            name = str(path.relative_to(ROOT))
+            yield from ((name, node) for node in nodes_of(path))
+
+
+def functions(*folders: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Yield every function of the files below folders, with the name of its file; expressions hold none."""
+
+    def below(node: ast.AST) -> Iterator[ast.AST]:
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(child, (ast.expr, ast.expr_context)):
+                yield child
+                yield from below(child)
+
+    for path in files(*folders):
+        for node in below(tree(path)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield str(path.relative_to(ROOT)), node
 
 
 def at(file: str, node: ast.AST) -> str:

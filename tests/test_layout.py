@@ -8,7 +8,7 @@ import zipfile
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
-from sources import ROOT, at, files, imports, modules, nodes
+from sources import ROOT, at, files, functions, imports, modules, nodes
 
 # Folders of fastdiff, and its modules that are in none, from the lowest layer to the highest. A module imports from
 # lower layers and from its own folder. The highest layer counts as one folder.
@@ -84,10 +84,9 @@ def test_the_kernels_import_torch_and_triton_only():
 
 
 def test_functions_and_files_are_short():
-    for file, node in nodes("fastdiff", "kernels", "tests", "benchmarks"):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert length <= MAX_FUNCTION, f"{at(file, node)}: {node.name} has {length} lines"
+    for file, node in functions("fastdiff", "kernels", "tests", "benchmarks"):
+        length = (node.end_lineno or node.lineno) - node.lineno + 1
+        assert length <= MAX_FUNCTION, f"{at(file, node)}: {node.name} has {length} lines"
     for path in files("fastdiff", "kernels"):
         length = len(path.read_text().splitlines())
         assert length <= MAX_FILE, f"{path.relative_to(ROOT)} has {length} lines"
@@ -105,11 +104,15 @@ def test_wheel_and_sdist_hold_the_two_packages(tmp_path):
     sources = {name.replace("kernels/", "", 1) for name in map(_relative, files("fastdiff", "kernels"))}
     assert {name for name in held if name.endswith(".py")} == sources
     assets = (path for path in (ROOT / "fastdiff/assets").rglob("*") if path.is_file() and path.suffix != ".pyc")
-    assert held - sources == {_relative(path) for path in assets} - sources
+    assets = {_relative(path) for path in assets} - sources
+    assert held - sources == assets
+    for name in ("LICENSE", "fastdiff/assets/ATTRIBUTION.md", "fastdiff/assets/letters-fonts.md"):
+        assert any(each.endswith(f".dist-info/licenses/{name}") for each in packed), name
     with tarfile.open(sdist) as archive:
         everything = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    wanted = {"kernels/fastdiff_kernels/noise.py", "fastdiff/assets/digits.npz", "tests/test_layout.py"}
-    assert wanted | {"benchmarks/studies/study.py"} <= everything
+    wanted = {"kernels/fastdiff_kernels/noise.py", "tests/test_layout.py", "LICENSE"}
+    wanted |= {"benchmarks/studies/study.py", "benchmarks/studies/letters-packages.txt"}
+    assert wanted | assets <= everything
 
 
 def _relative(path) -> str:

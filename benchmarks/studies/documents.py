@@ -1,10 +1,13 @@
-"""What the documents of all studies share: paragraphs and lists, the plotting library and its style, rows of digits."""
+"""What the documents of all studies share: paragraphs and lists, the plotting library and its style, rows of images."""
 
+import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from .runner import StudyError
 
@@ -52,12 +55,24 @@ def plotting() -> Any:
     return plt
 
 
-def draw_digits(axis: Any, levels: list[list[int]], label: str) -> None:
-    """Draw digits, each a list of its 64 levels, side by side into an axis, with a label on the left."""
-    images = np.pad(np.array(levels).reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)), constant_values=8)
-    axis.imshow(np.concatenate(list(images), axis=1), cmap="gray", vmin=0, vmax=16, interpolation="nearest")
+def image_text(images: Tensor) -> list[str]:
+    """Return images of one channel, uint8 levels below 36 [N, 1, H, W], as one character in base 36 per pixel."""
+    return ["".join(np.base_repr(level, 36) for level in image) for image in images.flatten(1).tolist()]
+
+
+def draw_images(axis: Any, rows: Sequence[Sequence[int] | str], label: str, levels: int = 17) -> None:
+    """Draw square images of one channel side by side into an axis, with a label on the left.
+
+    Each is a list of the values of its pixels, in 0 .. levels - 1, or a text of `image_text`.
+    """
+    size = math.isqrt(len(rows[0]))
+    images = np.array([[int(level, 36) for level in row] if isinstance(row, str) else row for row in rows]).reshape(
+        -1, size, size
+    )
+    images = np.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=(levels - 1) // 2)
+    axis.imshow(np.concatenate(list(images), axis=1), cmap="gray", vmin=0, vmax=levels - 1, interpolation="nearest")
     axis.set_xticks([])
-    axis.set_yticks([4.5], [label])
+    axis.set_yticks([(size + 1) / 2], [label])
     axis.tick_params(length=0)
     axis.grid(visible=False)
     for side in axis.spines.values():

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from .data_sets import DATA_SETS, DataSet
 from .documents import COLOURS, paragraph, plotting, save
 
 COMMAND = "python benchmarks/studies/few_calls.py"
@@ -19,26 +20,44 @@ NAMES = {
     "heun": "Heun", "ancestral": "ancestral",
 }  # fmt: skip
 AIMS = {5: 3.5, 10: 2.2}
+Results = dict[str, Any]
 SHOWN = ("unipc, model", "unipc", "unipc, karras", "dpm-solver", "deis", "ddim", "heun", "ancestral")  # of the figure
 
 
-def write_report(results: dict[str, Any], out: Path) -> None:
-    """Write ``few-calls.md`` and its figure."""
-    _draw(results, out / "few-calls.png")
-    parts = [_opening(results), _short(results), _table(results), "![FD-digits against calls](few-calls.png)"]
-    parts.append(_reading(results))
-    times = out / "few-calls-times.json"
-    if times.is_file():
-        parts.append(_own_times(json.loads(times.read_text())))
+def write_report(found: dict[str, Any], out: Path) -> None:
+    """Write ``few-calls.md`` and its figures; ``found`` are the results by data set."""
+    parts = ["# How few calls of the network are enough?"]
+    for name, results in found.items():
+        data = DATA_SETS[name]
+        draw(data, results, out / f"{data.file('few-calls')}.png")
+        parts += [f"## {name.capitalize()}"] * (len(found) > 1)
+        parts += [_opening(data, results), _short(data, results), _table(results)]
+        parts += [f"![{data.fd_name} against calls]({data.file('few-calls')}.png)", *_reading(data, results)]
+        times = out / "few-calls-times.json"
+        if name == "digits" and times.is_file():
+            parts.append(_own_times(json.loads(times.read_text()), "###" if len(found) > 1 else "##"))
+    if len(found) > 1:
+        parts.append(_side_by_side(found))
     (out / "few-calls.md").write_text("\n\n".join(parts) + "\n")
 
 
-def summary(row: dict[str, Any], calls: int) -> tuple[float, float, float]:
-    """Return the mean of FD-digits over the seeds, its standard error, and the mean standard error of one seed."""
+def summary(row: dict[str, Any], calls: int) -> tuple[float, float | None, float]:
+    """Return the mean distance over the seeds, its standard error, and the mean standard error of one seed.
+
+    The first error is None for one seed.
+    """
     values, errors = zip(*row["calls"][str(calls)], strict=True)
     mean = sum(values) / len(values)
+    if len(values) == 1:
+        return mean, None, errors[0]
     variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return mean, math.sqrt(variance / len(values)), sum(errors) / len(errors)
+
+
+def figures(row: dict[str, Any], calls: int) -> str:
+    """Return the mean ± its error over the seeds, in a text; without an error for one seed."""
+    mean, error, _ = summary(row, calls)
+    return f"{mean:.2f}" if error is None else f"{mean:.2f} ± {error:.2f}"
 
 
 def spacing_of(row: dict[str, Any]) -> str:
@@ -52,74 +71,131 @@ def label(row: dict[str, Any]) -> str:
     return f"{NAMES[row['sampler']]}, {SPACINGS[spacing_of(row)]}"
 
 
-def best(results: dict[str, Any], calls: int, own: bool) -> tuple[str, float, float]:
-    """Return the row with the least mean at a number of calls, its mean and error; without ``own`` times."""
+def best(results: Results, calls: int, own: bool) -> dict[str, Any]:
+    """Return the row with the least mean at a number of calls; without ``own`` times."""
     rows = [row for row in results["rows"].values() if str(calls) in row["calls"]]
     rows = [row for row in rows if own or spacing_of(row) != "model"]
-    row = min(rows, key=lambda each: summary(each, calls)[0])
-    return label(row), *summary(row, calls)[:2]
+    return min(rows, key=lambda each: summary(each, calls)[0])
 
 
-def _counts(results: dict[str, Any]) -> list[int]:
+def counts_of(results: Results) -> list[int]:
+    """Return the numbers of calls."""
     return sorted({int(count) for row in results["rows"].values() for count in row["calls"]})
 
 
-def _opening(results: dict[str, Any]) -> str:
+def has_own_times(results: Results) -> bool:
+    """Return whether the model's own times were measured."""
+    return any(spacing_of(row) == "model" for row in results["rows"].values())
+
+
+def reference_of(results: Results) -> tuple[int, dict[str, Any]]:
+    """Return the largest number of calls of ancestral sampling, and its row."""
+    row = results["rows"]["ancestral"]
+    return max(map(int, row["calls"])), row
+
+
+def _opening(data: DataSet, results: Results) -> str:
+    command = COMMAND if data.name == "digits" else f"{COMMAND} --data {data.name}"
+    seeds, last = results["seeds"], reference_of(results)
+    once = len(last[1]["calls"][str(last[0])]) < len(seeds)
+    known = "half" if len(seeds) == 3 else "three quarters of"
     text = f"""
-    Written by `{COMMAND}` from `few-calls.json`. FD-digits of {results["images"]:,} samples of the embedded model
-    against the training digits, by the number of calls of the network; lower is better. Heun calls it twice a step, so
-    it takes calls // 2 steps; the other samplers take as many steps as calls. Every number is the mean over the
-    sampling seeds {", ".join(map(str, results["seeds"]))} ± its standard error over these seeds; in parentheses the
-    standard error of one seed's draw of images, which includes no bias of the distance. With {len(results["seeds"])}
-    seeds the first error is itself known to about half its size."""
-    return "# How few calls of the network are enough?\n\n" + paragraph(text)
+    Written by `{command}` from `{data.file("few-calls")}.json`. {data.fd_name} of {results["images"]:,} samples of the
+    embedded model against the training {data.name}, by the number of calls of the network; lower is better. Heun calls
+    it twice a step, so it takes calls // 2 steps; the other samplers take as many steps as calls. Every number is the
+    mean over the sampling seeds {", ".join(map(str, seeds))} ± its standard error over these seeds; in parentheses the
+    standard error of one seed's draw of images, which includes no bias of the distance. With {len(seeds)} seeds
+    the first error is itself known to about {known} its size."""
+    if once:
+        text += f" The {last[0]} calls of ancestral sampling are of one seed."
+    return paragraph(text)
 
 
-def _short(results: dict[str, Any]) -> str:
+def _short(data: DataSet, results: Results) -> str:
     parts = []
     for calls, aim in AIMS.items():
-        name, mean, error = best(results, calls, own=True)
-        without, without_mean, without_error = best(results, calls, own=False)
-        before = summary(results["rows"]["dpm-solver"], calls)
-        parts.append(
-            f"At {calls} calls the best is {name}: {mean:.2f} ± {error:.2f}; without the model's own "
-            f"times it is {without}: {without_mean:.2f} ± {without_error:.2f}. DPM-Solver++(2M), even in time, has "
-            f"{before[0]:.2f} ± {before[1]:.2f}. The aim of {aim:g} is {'met' if mean <= aim else 'missed'}."
-        )
-    last = max(map(int, results["rows"]["ancestral"]["calls"]))
-    mean, error, _ = summary(results["rows"]["ancestral"], last)
-    parts.append(f"Ancestral sampling with {last} calls has {mean:.2f} ± {error:.2f}.")
+        first, without = (best(results, calls, own) for own in (True, False))
+        before = results["rows"]["dpm-solver"]
+        part = f"At {calls} calls the best is {label(first)}: {figures(first, calls)}"
+        if has_own_times(results):
+            part += f"; without the model's own times it is {label(without)}: {figures(without, calls)}"
+        part += f". DPM-Solver++(2M), even in time, has {figures(before, calls)}."
+        if data.name == "digits":
+            part += f" The aim of {aim:g} is {'met' if summary(first, calls)[0] <= aim else 'missed'}."
+        parts.append(part)
+    last, row = reference_of(results)
+    parts.append(f"Ancestral sampling with {last} calls has {figures(row, last)}.")
     return paragraph(" ".join(parts))
 
 
-def _table(results: dict[str, Any]) -> str:
-    counts = _counts(results)
+def _table(results: Results) -> str:
+    counts = counts_of(results)
     lines = ["| sampler, spacing | " + " | ".join(f"{n} calls" for n in counts) + " |", "|---|" + "---:|" * len(counts)]
     for row in results["rows"].values():
-        cells = []
-        for n in counts:
-            cells.append("{:.2f} ± {:.2f} ({:.2f})".format(*summary(row, n)) if str(n) in row["calls"] else "")
+        cells = [f"{figures(row, n)} ({summary(row, n)[2]:.2f})" if str(n) in row["calls"] else "" for n in counts]
         lines.append(f"| {label(row)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _reading(results: dict[str, Any]) -> str:
-    """What the table says of the spacings, from its numbers."""
-    rows, parts = results["rows"], []
-    for calls in (count for count in _counts(results) if count <= 25):
+def _reading(data: DataSet, results: Results) -> list[str]:
+    """What the table says of the spacings, from its numbers; nothing where one spacing was tried."""
+    rows, parts, coarse = results["rows"], [], []
+    for calls in (count for count in counts_of(results) if count <= 25):
         of_unipc = [row for row in rows.values() if row["sampler"] == "unipc" and str(calls) in row["calls"]]
         means = {spacing_of(row): summary(row, calls)[0] for row in of_unipc if spacing_of(row) != "model"}
+        coarse += means.values()
         order = sorted(means, key=lambda key: means[key])
-        parts.append(f"{calls} calls: " + ", ".join(f"{SPACINGS[key]} {means[key]:.2f}" for key in order))
+        if len(order) > 1:
+            parts.append(f"{calls} calls: " + ", ".join(f"{SPACINGS[key]} {means[key]:.2f}" for key in order))
+    if not parts:
+        return []
+    text = f"UniPC by spacing, from the best to the worst. {'; '.join(parts)}."
+    last = max(map(int, rows["unipc"]["calls"]))
+    if min(coarse) < summary(rows["unipc"], last)[0]:
+        text += f"""
+        {data.fd_name} does not fall steadily to the value of the exact flow: some coarse solutions lie nearer to the
+        training {data.name} than that of many steps, so a low value at few calls says that the images are good, and not
+        that the flow is solved accurately."""
+    else:
+        text += f" No coarse solution lies nearer to the training {data.name} than that of {last} calls, even in time."
+    return [paragraph(text + " A different model has a different best spacing." * (data.name == "digits"))]
+
+
+def _side_by_side(found: dict[str, Results]) -> str:
+    """Return distances relative to the reference of each data set, for the samplers that all have, even in time."""
+    shared = [n for n in (5, 10, 25, 50) if all(n in counts_of(results) for results in found.values())]
+    columns = [(name, n) for name in found for n in shared]
+    lines = [
+        "| even in time | " + " | ".join(f"{name}, {n} calls" for name, n in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    ratios: dict[tuple[str, int], dict[str, float]] = {column: {} for column in columns}
+    for sampler, title in NAMES.items():
+        cells = []
+        for name, n in columns:
+            row, (last, reference) = found[name]["rows"].get(sampler), reference_of(found[name])
+            has = row is not None and str(n) in row["calls"]
+            if has:
+                ratios[name, n][sampler] = summary(row, n)[0] / summary(reference, last)[0]
+            cells.append(f"{ratios[name, n][sampler]:.2f}" if has else "")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    sentences = []
+    for n in shared:
+        firsts = {name: min(ratios[name, n], key=lambda key, at=(name, n): ratios[at][key]) for name in found}
+        if len(set(firsts.values())) == 1:
+            sentences.append(f"At {n} calls {NAMES[next(iter(firsts.values()))]} is the best on each.")
+        else:
+            each = ", ".join(f"{NAMES[sampler]} on the {name}" for name, sampler in firsts.items())
+            sentences.append(f"At {n} calls the best are {each}.")
+    distances = " and ".join(DATA_SETS[name].fd_name for name in found)
     text = f"""
-    UniPC by spacing, from the best to the worst. {"; ".join(parts)}. FD-digits does not fall steadily to the value of
-    the exact flow: some coarse solutions lie nearer to the training digits than that of many steps, so a low value at
-    few calls says that the images are good, and not that the flow is solved accurately. A different model has a
-    different best spacing."""
-    return paragraph(text)
+    {distances} relative to that of ancestral sampling with {reference_of(next(iter(found.values())))[0]} calls of the
+    same model, since the distances themselves cannot be compared. {" ".join(sentences)} These are the least means;
+    their errors are in the tables above."""
+    return "\n\n".join(["## Digits and letters", paragraph(text), "\n".join(lines)])
 
 
-def _own_times(found: dict[str, Any]) -> str:
+def _own_times(found: dict[str, Any], level: str) -> str:
     steps = sorted(map(int, found))
     text = f"""
     The embedded model brings times for UniPC of order 3 (`spacing="model"`) with {" and ".join(map(str, steps))} calls,
@@ -130,7 +206,7 @@ def _own_times(found: dict[str, Any]) -> str:
     gain in FD-digits need not be one in another distance. The distance from a fine solution is the RMS
     difference in levels (0 .. 16) from the images of 100 steps from the same latents, seed 102: it shows whether the
     times solve the flow better, or only give images that FD-digits prefers."""
-    parts = ["## The model's own times", paragraph(text)]
+    parts = [f"{level} The model's own times", paragraph(text)]
     lines = ["| calls | times | spacings tried | FD-digits, seeds 100, 101 |", "|---:|---|---:|---:|"]
     for n in steps:
         row = found[str(n)]
@@ -146,21 +222,29 @@ def _own_times(found: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _draw(results: dict[str, Any], path: Path) -> None:
+def draw(data: DataSet, results: Results, path: Path) -> None:
+    """Draw the distance against the number of calls."""
     plt = plotting()
     figure, axis = plt.subplots(figsize=(7.5, 4.2))
     for name, marker in zip(SHOWN, "os^Dv*PX", strict=True):
-        row = results["rows"][name]
+        row = results["rows"].get(name)
+        if row is None:
+            continue
         counts = [int(count) for count in row["calls"] if int(count) <= 50]
         means, errors, _ = zip(*(summary(row, n) for n in counts), strict=True)
         style = "--" if name in SHOWN[len(COLOURS) :] else "-"  # the colours repeat
-        axis.errorbar(counts, means, errors, linestyle=style, marker=marker, markersize=4, capsize=3, label=label(row))
-    last = max(map(int, results["rows"]["ancestral"]["calls"]))
-    reference = summary(results["rows"]["ancestral"], last)[0]
+        axis.errorbar(
+            counts, means, [error or 0.0 for error in errors], linestyle=style, marker=marker, markersize=4, capsize=3,
+            label=label(row),
+        )  # fmt: skip
+    last, row = reference_of(results)
+    reference = summary(row, last)[0]
     axis.axhline(reference, color="black", linewidth=0.8, linestyle=":", label=f"ancestral, {last} calls")
-    axis.set(xscale="log", yscale="log", xlabel="calls of the network", ylabel="FD-digits")
+    axis.set(xscale="log", yscale="log", xlabel="calls of the network", ylabel=data.fd_name)
     axis.set_xticks([5, 10, 15, 25, 50], ["5", "10", "15", "25", "50"])
-    axis.set_yticks([1, 2, 3, 5, 10, 20, 50, 100], ["1", "2", "3", "5", "10", "20", "50", "100"])
+    low, high = axis.get_ylim()
+    ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000) if low <= tick <= high]
+    axis.set_yticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
     axis.legend(frameon=False, fontsize=7)
     save(figure, path)

@@ -1,11 +1,12 @@
-"""The document of the study of noise schedules, written from its numbers alone."""
+"""The document of the study of noise schedules, written from its numbers alone, all data sets side by side."""
 
 import math
 from pathlib import Path
 from typing import Any
 
-from .comparison import critical, difference, seed_variance
-from .documents import bullets, paragraph, plotting, save
+from .comparison import critical, difference, evaluated, freedom, mean_over_seeds, seed_variance, seeds_of, verdict
+from .documents import bullets, paragraph
+from .noise_schedules_figures import Results, draw_gamma, draw_steps, draw_training
 
 COMMAND = "python benchmarks/studies/reproduce.py schedules"
 SCHEDULES = ("linear", "cosine", "beta-linear", "learned")
@@ -19,216 +20,219 @@ TITLES = {
     "eps": "linear, prediction `epsilon`",
     "eps-no-fourier": "linear, prediction `epsilon`, without Fourier features",
 }
+CLAIMS = (
+    ("learned", "linear", "A learned schedule lowers bits/dim at an equal budget"),
+    ("linear", "no-fourier", "Fourier features lower bits/dim (prediction `categorical`)"),
+    ("eps", "eps-no-fourier", "Fourier features lower bits/dim (prediction `epsilon`)"),
+    ("linear", "independent-times", "Stratified times in training lower bits/dim"),
+    ("linear", "eps", "The prediction `categorical` lowers bits/dim compared with `epsilon`"),
+)
 
 
-def write_report(results: dict[str, Any], out: Path) -> None:
+def write_report(everything: Results, out: Path) -> None:
     """Write ``schedules.md`` and its three figures."""
-    _draw_steps(results, out / "schedules-steps.png")
-    _draw_gamma(results, out / "schedules-gamma.png")
-    _draw_training(results, out / "schedules-training.png")
-    parts = [_opening(results), _models(results), _variance(results), _times(results), _steps(results), _ddpm(results)]
-    (out / "schedules.md").write_text("\n\n".join(parts) + "\n")
+    draw_steps(everything, out / "schedules-steps.png")
+    draw_gamma(everything, out / "schedules-gamma.png")
+    draw_training(everything, out / "schedules-training.png")
+    sections = [_opening, _models, _variance, _times, _steps]
+    if any("ddpm" in results for results in everything.values()):
+        sections.append(_ddpm)
+    (out / "schedules.md").write_text("\n\n".join(section(everything) for section in sections) + "\n")
 
 
-def mean_over_seeds(results: dict[str, Any], name: str) -> float:
-    """Return the mean over the seeds of a setting's bits/dim."""
-    seeds = results["budget"]["seeds"]
-    return sum(results["bound"][f"{name}-seed{seed}"]["bpd"] for seed in range(seeds)) / seeds
-
-
-def paired(results: dict[str, Any], one: str, other: str) -> tuple[float, float]:
-    """Return the mean over seeds and images of bits/dim of ``one`` minus ``other``, and its standard error."""
-    return difference(results["bound"], list(TITLES), results["budget"]["seeds"], one, other)
-
-
-def verdict(difference: float, error: float, freedom: int, claim: str) -> str:
-    """State whether a claim that a difference is negative holds, at 95 % for ``freedom`` degrees of freedom."""
-    figure, limit = f"{difference:+.4f} ± {error:.4f} bits/dim", critical(freedom) * error
-    if difference < -limit:
-        return f"{claim}: **holds** here ({figure})."
-    if difference > limit:
-        return f"{claim}: **does not hold** here ({figure})."
-    return f"{claim}: **not decided** here ({figure})."
+def paired(results: dict[str, Any], one: str, other: str) -> tuple[float, float, int]:
+    """Return the mean over seeds and images of bits/dim of ``one`` minus ``other``, its standard error, and freedom."""
+    return *difference(results["bound"], TITLES, one, other), freedom(results["bound"], TITLES)
 
 
 def _holds(holds: bool) -> str:
     return "**holds**" if holds else "**does not hold**"
 
 
-# ------------------------------------------------------------------------------------------------ text and tables
+def _each(texts: dict[str, str]) -> str:
+    """Join what is said of each data set into one sentence."""
+    return "; ".join(f"{text} on the {data}" for data, text in texts.items())
 
 
-def _opening(results: dict[str, Any]) -> str:
-    budget, sizes = results["budget"], sorted(results["parameters"].values())
+# ------------------------------------------------------------------------------------------------ opening, models
+
+
+def _opening(everything: Results) -> str:
     text = f"""
-    Written by `{COMMAND}` from `schedules.json`. The models have {sizes[0]:,} to {sizes[-1]:,} parameters and are
-    trained for {budget["steps"]} optimiser steps of 64 images, with {budget["seeds"]} seeds; gamma runs from -8 to 5.
-    Bits per dimension are on the 297 held-out digits, with {budget["draws"]} draws each, the same draws for all models.
-    The models are small and were trained for two minutes each, so the numbers serve to compare them with each other."""
-    title = "# Variational diffusion on the digits: schedules, Fourier features, times, number of steps"
-    return f"{title}\n\n{paragraph(text)}"
+    Written by `{COMMAND}` (with `--data letters` for the letters) from the numbers in `schedules.json` and
+    `schedules-letters.json`. The models of a data set share a network; gamma runs from -8 to 5. Bits per dimension are
+    on the held-out images, with the same draws for all models of a data set. The models are small and were trained for
+    minutes, so the numbers serve to compare them with each other."""
+    title = "# Variational diffusion: schedules, Fourier features, times, number of steps"
+    return "\n\n".join([title, paragraph(text), bullets(*(_scope(*each) for each in everything.items()))])
 
 
-def _models(results: dict[str, Any]) -> str:
-    lines = ["## Bits per dimension", "", "| model | bits/dim | minus that of linear | ± |"]
-    lines.append("|---|---:|---:|---:|")
+def _scope(data: str, results: dict[str, Any]) -> str:
+    budget, sizes, rows = results["budget"], sorted(results["parameters"].values()), results["bound"]
+    first = rows["linear-seed0"]
+    text = f"""
+    The {data}: {sizes[0]:,} to {sizes[-1]:,} parameters, {budget["steps"]} optimiser steps of 64 images,
+    {budget["seeds"]} seeds, {evaluated(first)}, {budget["draws"]} draws each."""
+    if "group_sizes" in first:
+        text += f"""
+        The images of a family are not independent, so errors are over families: for the first seed of `linear`
+        {first["se_groups"]:.4f} bits/dim over families, and {first["se"]:.4f} over images."""
+    single = [f"`{name}`" for name in TITLES if len(seeds_of(rows, name)) == 1]
+    missing = [f"`{name}`" for name in TITLES if not seeds_of(rows, name)]
+    text += f" One seed alone: {', '.join(single)}." if single else ""
+    return text + (f" Not trained: {', '.join(missing)}." if missing else "")
+
+
+def _models(everything: Results) -> str:
+    lines = ["## Bits per dimension", ""]
+    lines.append("| model |" + "".join(f" {data}: bits/dim | minus linear | ± |" for data in everything))
+    lines.append("|---|" + "---:|---:|---:|" * len(everything))
     for name, title in TITLES.items():
-        difference, error = paired(results, name, "linear")
-        against = " | " if name == "linear" else f"{difference:+.4f} | {error:.4f}"
-        lines.append(f"| {title} | {mean_over_seeds(results, name):.4f} | {against} |")
-    freedom = len(TITLES) * (results["budget"]["seeds"] - 1)
-    claims = [
-        verdict(*paired(results, one, other), freedom, claim)
-        for one, other, claim in (
-            ("learned", "linear", "A learned schedule lowers bits/dim at an equal budget"),
-            ("linear", "no-fourier", "Fourier features lower bits/dim (prediction `categorical`)"),
-            ("eps", "eps-no-fourier", "Fourier features lower bits/dim (prediction `epsilon`)"),
-            ("linear", "independent-times", "Stratified times in training lower bits/dim"),
-            ("linear", "eps", "The prediction `categorical` lowers bits/dim compared with `epsilon`"),
-        )
-    ]
-    spread = math.sqrt(seed_variance(results["bound"], list(TITLES), results["budget"]["seeds"]))
-    note = f"""
-    The models predict `categorical` where the table does not say otherwise. The standard deviation between seeds is
-    {spread:.4f} bits/dim, pooled over the settings. The errors of the differences include it beside the error over the
-    images. A claim holds if the difference exceeds {critical(freedom):.1f} standard errors, the 95 % point of Student's
-    t with {freedom} degrees of freedom. There are {len(claims)} claims."""
+        cells = [cell for results in everything.values() for cell in _cells(results, name)]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    claims = []
+    for one, other, claim in CLAIMS:
+        rows = {
+            data: verdict(*paired(results, one, other))
+            for data, results in everything.items()
+            if seeds_of(results["bound"], one) and seeds_of(results["bound"], other)
+        }
+        if rows:
+            claims.append(f"{claim}: {_each(rows)}.")
     figure = "![The terms of the bound over training](schedules-training.png)"
-    return "\n\n".join(["\n".join(lines), bullets(*claims), paragraph(note), figure])
+    return "\n\n".join(["\n".join(lines), bullets(*claims), paragraph(_note(everything)), figure])
 
 
-def _variance(results: dict[str, Any]) -> str:
+def _cells(results: dict[str, Any], name: str) -> list[str]:
+    """Return the three cells of a setting in the table of bits/dim; empty ones where it was not trained."""
+    if not seeds_of(results["bound"], name):
+        return ["", "", ""]
+    mean = f"{mean_over_seeds(results['bound'], name):.4f}"
+    if name == "linear":
+        return [mean, "", ""]
+    gap, error, _ = paired(results, name, "linear")
+    return [mean, f"{gap:+.4f}", f"{error:.4f}"]
+
+
+def _note(everything: Results) -> str:
+    deviations, limits = {}, {}
+    for data, results in everything.items():
+        degrees = freedom(results["bound"], TITLES)
+        deviations[data] = f"{math.sqrt(seed_variance(results['bound'], TITLES)):.4f} bits/dim"
+        limits[data] = f"{critical(degrees):.1f} standard errors ({degrees} degrees of freedom)"
+    return f"""
+    The models predict `categorical` where the table does not say otherwise. The standard deviation between seeds,
+    pooled over the settings, is {_each(deviations)}. The errors of the differences include it beside the
+    error over the images. A claim holds if the difference exceeds the 95 % point of Student's t:
+    {_each(limits)}. There are {len(CLAIMS)} claims."""
+
+
+# ------------------------------------------------------------------------------------------------ variance, times
+
+
+def own_variances(results: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Return the variance of one draw with the network trained with each schedule, and its error, over the seeds."""
+    found = {}
+    for name in SCHEDULES:
+        rows = [results["variance"][f"{name}-seed{seed}"] for seed in seeds_of(results["variance"], name)]
+        if rows:
+            error = math.sqrt(sum(row["se"] ** 2 for row in rows)) / len(rows)
+            found[name] = sum(row["variance"] for row in rows) / len(rows), error
+    return found
+
+
+def _variance(everything: Results) -> str:
     opening = """
     The table shows the variance of one draw of the diffusion term at an independent time, over images and draws, in
     (bits/dim)². On the left, each schedule has the network that was trained with it. On the right, all four schedules
     have the network of `linear`; there the mean must be the same, since the bound in continuous time depends on the
     endpoints alone."""
     lines = [
-        "| schedule | own network: variance | ratio to learned | one network: diffusion | variance |",
-        "|---|---:|---:|---:|---:|",
+        "| data | schedule | own network: variance | ratio to learned | one network: diffusion | variance | ratio |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
-    seeds, own, errors = range(results["budget"]["seeds"]), {}, {}
-    for name in SCHEDULES:
-        rows = [results["variance"][f"{name}-seed{seed}"] for seed in seeds]
-        own[name] = sum(row["variance"] for row in rows) / len(rows)
-        errors[name] = math.sqrt(sum(row["se"] ** 2 for row in rows)) / len(rows)
-    for name in SCHEDULES:
-        one, ratio = results["invariance"][name], own[name] / own["learned"]
-        mean, alone = f"{one['diffusion']:.4f} ± {one['error']:.4f}", f"{own[name]:.3f} ± {errors[name]:.3f}"
-        lines.append(f"| {name} | {alone} | {ratio:.2f} | {mean} | {one['variance']:.3f} ± {one['se']:.3f} |")
-    gaps = [row for name, row in results["invariance"].items() if name != "linear"]
-    largest = max(abs(row["gap"]) / row["gap_error"] for row in gaps)
-    ratios = ", ".join(f"{own[name] / own['learned']:.2f} for {name}" for name in SCHEDULES[:-1])
+    same, order = {}, {}
+    for data, results in everything.items():
+        own, one = own_variances(results), results["invariance"]
+        for name in SCHEDULES:
+            row, cells = one[name], " | "
+            if name in own:
+                cells = f"{own[name][0]:.3f} ± {own[name][1]:.3f} | {own[name][0] / own['learned'][0]:.2f}"
+            mean = f"{row['diffusion']:.4f} ± {row['error']:.4f} | {row['variance']:.3f} ± {row['se']:.3f}"
+            lines.append(f"| {data} | {name} | {cells} | {mean} | {row['variance'] / one['learned']['variance']:.2f} |")
+        largest = max(abs(row["gap"]) / row["gap_error"] for name, row in one.items() if name != "linear")
+        same[data] = f"{_holds(largest < 3)} (largest paired difference to `linear`: {largest:.1f} standard errors)"
+        beta, which = own.get("beta-linear", (0.0, 0.0))[0] / own["learned"][0], "own networks"
+        if "beta-linear" not in own:
+            beta, which = one["beta-linear"]["variance"] / one["learned"]["variance"], "one network"
+        order[data] = f"{_holds(beta >= 10)} (ratio {beta:.1f}, {which})"
     claims = [
-        f"The bound does not depend on the schedule between its endpoints: {_holds(largest < 3)} here. The largest "
-        f"paired difference to `linear` is {largest:.1f} standard errors of the draws.",
-        "The learned schedule reduces the variance by an order of magnitude compared with β-linear: "
-        f"{_holds(own['beta-linear'] >= 10 * own['learned'])} here. The ratios to its variance are {ratios}.",
+        f"The bound does not depend on the schedule between its endpoints: {_each(same)}.",
+        f"The learned schedule reduces the variance by an order of magnitude compared with β-linear: {_each(order)}.",
     ]
     figure = "![gamma(t) of the four schedules](schedules-gamma.png)"
     return "\n\n".join(["## Variance of the estimate", paragraph(opening), "\n".join(lines), bullets(*claims), figure])
 
 
-def _times(results: dict[str, Any]) -> str:
-    stratified, independent = results["times"]["stratified"], results["times"]["independent"]
-    figures = [f"{row['variance']:.5f} ± {row['se']:.5f}" for row in (stratified, independent)]
-    text = f"""
-    The variance of the mean diffusion term of a training batch of 64, over 400 batches, is {figures[0]} (bits/dim)²
-    with stratified times and {figures[1]} with independent times, a ratio of
-    {independent["variance"] / stratified["variance"]:.2f}."""
-    return "## Stratified times\n\n" + paragraph(text)
+def _times(everything: Results) -> str:
+    text = """
+    The variance of the mean diffusion term of a training batch of 64, in (bits/dim)², with the times of a batch spread
+    evenly and with independent times, for the network of `linear`:"""
+    lines = ["| data | stratified | independent | ratio |", "|---|---:|---:|---:|"]
+    for data, results in everything.items():
+        rows = [results["times"][name] for name in ("stratified", "independent")]
+        cells = " | ".join(f"{row['variance']:.5f} ± {row['se']:.5f}" for row in rows)
+        lines.append(f"| {data} | {cells} | {rows[1]['variance'] / rows[0]['variance']:.2f} |")
+    return "\n\n".join(["## Stratified times", paragraph(text), "\n".join(lines)])
 
 
-def _steps(results: dict[str, Any]) -> str:
-    lines = [
-        "## Number of steps",
-        "",
-        "The same weights at every T, with common noise. The difference is to the row above.",
-        "",
-        "| T | linear: bits/dim | difference | learned: bits/dim | difference |",
-        "|---:|---:|---:|---:|---:|",
-    ]
-    columns = [results["steps"][f"{name}-seed0"] for name in ("linear", "learned")]
-    for rows in zip(*columns, strict=True):
+# ------------------------------------------------------------------------------------------------ steps, DDPM
+
+
+def _steps(everything: Results) -> str:
+    columns = {
+        f"{data}, {name.rpartition('-seed')[0]}": rows
+        for data, results in everything.items()
+        for name, rows in results["steps"].items()
+    }
+    text = "The same weights at every T, with common noise. The difference is to the row above."
+    lines = ["## Number of steps", "", text, ""]
+    lines.append("| T |" + "".join(f" {title} | difference |" for title in columns))
+    lines.append("|---:|" + "---:|---:|" * len(columns))
+    for rows in zip(*columns.values(), strict=True):
         T = "∞" if rows[0]["T"] is None else rows[0]["T"]
         cells = [f"{row['bpd']:.4f} | {_difference(row)}" for row in rows]
         lines.append(f"| {T} | {' | '.join(cells)} |")
-    doublings = [row for rows in columns for row in rows[1:-1]]  # the last row is T = infinity
+    states = {data: _more_steps(results) for data, results in everything.items()}
+    claim = f"More steps lower the bound (L_2T < L_T): {_each(states)}."
+    return "\n\n".join(["\n".join(lines), bullets(claim), "![The bound against T](schedules-steps.png)"])
+
+
+def _more_steps(results: dict[str, Any]) -> str:
+    doublings = [row for rows in results["steps"].values() for row in rows[1:-1]]  # the last row is T = infinity
     fails = [row for row in doublings if row["difference"] >= 2 * row["difference_se"]]
     sure = sum(row["difference"] < -2 * row["difference_se"] for row in doublings)
     state = _holds(not fails) if fails or sure == len(doublings) else "**is not contradicted**"
-    claim = (
-        f"More steps lower the bound (L_2T < L_T): {state} here. {sure} of {len(doublings)} differences are below "
-        f"zero by more than two standard errors over the images, {len(fails)} above."
+    return (
+        f"{state} ({sure} of {len(doublings)} differences are below zero by more than two standard errors, "
+        f"{len(fails)} above)"
     )
-    return "\n\n".join(["\n".join(lines), bullets(claim), "![The bound against T](schedules-steps.png)"])
 
 
 def _difference(row: dict[str, Any]) -> str:
     return f"{row['difference']:+.4f} ± {row['difference_se']:.4f}" if "difference" in row else ""
 
 
-def _ddpm(results: dict[str, Any]) -> str:
+def _ddpm(everything: Results) -> str:
     text = """
     The same network, trained on L_simple with T = 1000. Its own bounds are the exact sums over all steps, with each of
-    the two fixed variances."""
-    lines = ["| bound | bits/dim | ± s.e. | recon | prior | diffusion |", "|---|---:|---:|---:|---:|---:|"]
+    the two fixed variances. [latent-steps.md](latent-steps.md) compares DDPMs that are trained on the bound."""
+    lines = ["| data | bound | bits/dim | ± s.e. | recon | prior | diffusion |", "|---|---|---:|---:|---:|---:|---:|"]
     titles = {
         "fixed_small": "T = 1000, posterior variance", "fixed_large": "T = 1000, variance β_t", "continuous": "T = ∞",
     }  # fmt: skip
-    for name, title in titles.items():
-        row = results["ddpm"][name]
-        cells = [f"{row[key]:.4f}" for key in ("bpd", "se", "recon", "prior", "diffusion")]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+    for data, results in everything.items():
+        for name, row in results.get("ddpm", {}).items():
+            cells = [f"{row[key]:.4f}" for key in ("bpd", "se", "recon", "prior", "diffusion")]
+            lines.append(f"| {data} | {titles[name]} | {' | '.join(cells)} |")
     return "\n\n".join(["## DDPM for comparison", paragraph(text), "\n".join(lines)])
-
-
-# ------------------------------------------------------------------------------------------------ figures
-
-
-def _draw_steps(results: dict[str, Any], path: Path) -> None:
-    plt = plotting()
-    figure, axis = plt.subplots(figsize=(6.4, 4.0))
-    for name in ("linear", "learned"):
-        rows = results["steps"][f"{name}-seed0"]
-        finite = [row for row in rows if row["T"] is not None]
-        line = axis.errorbar(
-            [row["T"] for row in finite], [row["bpd"] for row in finite], [row["se"] for row in finite],
-            marker="o", markersize=3.5, capsize=2, label=f"{name} schedule",
-        )  # fmt: skip
-        axis.axhline(rows[-1]["bpd"], linestyle=":", color=line[0].get_color(), label=f"{name}, T = ∞")
-    axis.set(xscale="log", yscale="log", xlabel="number of steps T", ylabel="bits/dim", title="The bound against T")
-    axis.set_xscale("log", base=2)
-    axis.legend(frameon=False)
-    save(figure, path)
-    plt.close(figure)
-
-
-def _draw_gamma(results: dict[str, Any], path: Path) -> None:
-    plt = plotting()
-    figure, axis = plt.subplots(figsize=(6.4, 4.0))
-    for name in SCHEDULES:
-        axis.plot(
-            results["gamma"]["t"], results["gamma"][name], label=name, linewidth=2.4 if name == "learned" else 1.4
-        )
-    axis.set(xlabel="t", ylabel="gamma(t) = -log SNR(t)", title="Schedules between the same ends")
-    axis.legend(frameon=False)
-    save(figure, path)
-    plt.close(figure)
-
-
-def _draw_training(results: dict[str, Any], path: Path) -> None:
-    plt = plotting()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.0))
-    for name in SCHEDULES:
-        rows = results["training"][f"{name}-seed0"]
-        left.plot([row["step"] for row in rows], [row["diffusion"] for row in rows], label=name, linewidth=1.2)
-    left.set(xlabel="optimiser step", ylabel="bits/dim", ylim=(1.5, 4.0), title="Diffusion term over training")
-    left.legend(frameon=False)
-    rows = results["training"]["linear-seed0"]
-    for term in ("recon", "prior", "diffusion"):
-        right.plot([row["step"] for row in rows], [row[term] for row in rows], label=term, linewidth=1.2)
-    right.set(xlabel="optimiser step", ylabel="bits/dim", yscale="log", title="Terms of the bound, linear schedule")
-    right.legend(frameon=False)
-    save(figure, path)
-    plt.close(figure)

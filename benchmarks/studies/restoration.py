@@ -13,16 +13,15 @@ from typing import Any
 from attrs import evolve
 from torch import Tensor
 
-from fastdiff.data import digits
-from fastdiff.evaluation import fd_digits, psnr
+from fastdiff.evaluation import psnr
 from fastdiff.io.configuration import to_dict
 from fastdiff.models import AddNoise, Degradation, Downsample, RestorationConfig
 from fastdiff.sampling import reconstruct
-from fastdiff.training import TrainConfig
 
+from .data_sets import DataSet
 from .restoration_report import STEPS, write_report
 from .runner import Run, load_run, measure_runs
-from .speed_up import DATA, network
+from .speed_up import diffusion, training
 from .speed_up import runs as speed_up_runs
 from .study import Budget, Study
 
@@ -34,14 +33,14 @@ DEGRADATIONS: dict[str, Downsample | AddNoise] = {
 SHOWN = 10  # images in the document
 
 
-def runs(budget: Budget) -> list[Run]:
+def runs(data: DataSet, budget: Budget) -> list[Run]:
     """Return the models of the study: VAEs and DiffuseVAEs of formulation 1 of `speed_up`, and restoration models."""
-    train = TrainConfig(data="digits", max_steps=budget.steps, learning_rate=3e-3, loss="simple")
-    shared = [run for run in speed_up_runs(budget) if run.setting in ("vae", "diffusevae1")]
+    train = training(data, budget)
+    shared = [run for run in speed_up_runs(data, budget) if run.setting in ("vae", "diffusevae1")]
     return shared + [
         Run(
             f"{name}-seed{seed}",
-            RestorationConfig(**network(32, 48), degradation=degradation),
+            RestorationConfig(**diffusion(data, data.second_stage), degradation=degradation),
             evolve(train, seed=seed),
         )
         for name, degradation in DEGRADATIONS.items()
@@ -49,14 +48,14 @@ def runs(budget: Budget) -> list[Run]:
     ]
 
 
-def gather(everything: list[Run], folder: Path, budget: Budget, workers: int) -> dict[str, Any]:
+def gather(data: DataSet, everything: list[Run], folder: Path, budget: Budget, workers: int) -> dict[str, Any]:
     """Return distances of the restored images from the originals, and the first images."""
     options = {
         "steps": STEPS, "sampler": "ddim", "shown": SHOWN, "seeds": "of the samples: that of the training",
         "degradations": {name: to_dict(degradation) for name, degradation in DEGRADATIONS.items()},
     }  # fmt: skip
     found = measure_runs(everything, folder, workers, measure, "restoration", options)
-    return {"models": found, "originals": _levels(digits().test_images[:SHOWN])}
+    return {"models": found, "originals": _levels(data.load().test_images[:SHOWN])}
 
 
 def measure(run: Run, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -66,23 +65,23 @@ def measure(run: Run, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     as they are, the rest at the nearest levels. The seed of the noise and of the samples is that of the training.
     """
     model, found = load_run(run, folder), {}
-    images, shown = digits().test_images, options["shown"]
+    images, shown = run.data_set.load().test_images[:], options["shown"]
     restores = run.setting in DEGRADATIONS
     is_diffusion = "x_T" in model.latent_variables
     chosen = {"steps": options["steps"], "sampler": options["sampler"]} if is_diffusion else {}
     degradations: dict[str, Degradation | None] = {run.setting: None} if restores else {"none": None, **DEGRADATIONS}
     for name, degradation in degradations.items():
         result = reconstruct(model, images, degradation, seed=run.train.seed, batch_size=297, **chosen)
-        found[name] = _figures(images, result.images, result.images, shown)
+        found[name] = _figures(images, result.images, result.images, run.data_set, shown)
         if restores and result.start is not None:
-            found["degraded"] = _figures(images, result.start, model.nearest_level(result.start), shown)
+            found["degraded"] = _figures(images, result.start, model.nearest_level(result.start), run.data_set, shown)
     return found
 
 
-def _figures(images: Tensor, restored: Tensor, levels: Tensor, shown: int) -> dict[str, Any]:
+def _figures(images: Tensor, restored: Tensor, levels: Tensor, data: DataSet, shown: int) -> dict[str, Any]:
     return {
-        "psnr": float(psnr(images, restored, DATA["levels"]).mean()),
-        "fd": fd_digits(levels).value,
+        "psnr": float(psnr(images, restored, data.levels).mean()),
+        "fd": data.fd(levels).value,
         "levels": _levels(levels[:shown]),
     }
 
@@ -91,4 +90,6 @@ def _levels(images: Tensor) -> list[list[int]]:
     return images.flatten(1).tolist()
 
 
-STUDY = Study("restoration", runs, gather, write_report, Budget(steps=4000, seeds=3), "diffusevae", draws=False)
+STUDY = Study(
+    "restoration", runs, gather, write_report, {"digits": Budget(steps=4000, seeds=3)}, "diffusevae", draws=False
+)

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .documents import draw_digits, paragraph, plotting, save
+from .documents import draw_images, paragraph, plotting, save
 
 COMMAND = "python benchmarks/studies/reproduce.py restoration"
 STEPS = 50  # of DDIM
@@ -19,8 +19,9 @@ METHODS = {
 }
 
 
-def write_report(results: dict[str, Any], out: Path) -> None:
-    """Write ``restoration.md`` and its figures, one per degradation."""
+def write_report(found: dict[str, Any], out: Path) -> None:
+    """Write ``restoration.md`` and its figures, one per degradation; ``found`` are the results by data set."""
+    results = found["digits"]
     for name in TITLES:
         _draw(results, name, out / f"restoration-{name}.png")
     (out / "restoration.md").write_text("\n\n".join([*_opening(results), *_tables(results), *_figures()]) + "\n")
@@ -112,7 +113,7 @@ def _draw(results: dict[str, Any], degradation: str, path: Path) -> None:
     labels = ["digits", *METHODS.values()]
     figure, axes = plt.subplots(len(rows), 1, figsize=(7.2, 0.72 * len(rows) + 0.3))
     for axis, label, levels in zip(axes, labels, rows, strict=True):
-        draw_digits(axis, levels, label)
+        draw_images(axis, levels, label)
     axes[0].set_title(TITLES[degradation])
     save(figure, path, bbox_inches="tight")  # the layout does not count the labels of images
     plt.close(figure)

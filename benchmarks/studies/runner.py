@@ -11,20 +11,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastdiff.checkpoints import last_checkpoint, load
-from fastdiff.data import load_dataset
+from fastdiff.data import Dataset, load_dataset
 from fastdiff.io.configuration import from_dict, to_dict
 from fastdiff.io.folders import MANIFEST, read_folder
 from fastdiff.kernels import FastdiffError
 from fastdiff.models import ImageConfig, Model, model_of
 from fastdiff.training import TrainConfig
 from fastdiff.training.runs import RunOptions, resume, run, start
+
+from .data_sets import DATA_SETS, DataSet
+from .progress import Progress, seconds_per_step
+
+HELD_OUT = 300  # images of the evaluation at the end of a training, which is printed and not part of the results
 
 
 class StudyError(FastdiffError, RuntimeError):
@@ -47,12 +52,19 @@ class Run:
         """The name without the seed."""
         return self.name.rpartition("-seed")[0]
 
+    @property
+    def data_set(self) -> DataSet:
+        """The data set that it is trained on."""
+        return DATA_SETS[self.train.data]
+
 
 # ------------------------------------------------------------------------------------------------ training
 
 
 def train_runs(runs: list[Run], folder: Path, workers: int) -> None:
-    """Train the runs that are not trained yet, first stages before the others; print a line at the end of each.
+    """Train the runs that are not trained yet, first stages before the others.
+
+    It prints how long they will take, from a few steps of each kind, and at the end of each how long the others take.
 
     Raises:
         StudyError: a folder with a model of other settings, or an interrupted training, which a later call resumes.
@@ -60,11 +72,36 @@ def train_runs(runs: list[Run], folder: Path, workers: int) -> None:
     waiting = [each for each in runs if not _is_trained(folder / each.name, each)]
     print(f"{len(runs)} models, {len(runs) - len(waiting)} of them trained already, in {folder}", flush=True)
     first_stages = [each for each in waiting if each.train.first_stage is None]
+    progress = Progress(estimate(waiting, folder), min(workers, max(len(waiting), 1)))
+    if waiting:
+        seconds, minutes = sum(progress.left.values()), progress.minutes()
+        print(f"training takes about {minutes:.0f} minutes, {seconds / 60:.0f} minutes of one core", flush=True)
     done = 0
     for group in (first_stages, [each for each in waiting if each.train.first_stage is not None]):
         for each, bpd, seconds in _in_parallel(group, workers, _train, folder):
             done += 1
-            print(f"[{done}/{len(waiting)}] {each.name}: {bpd:.3f} bits/dim, {seconds / 60:.1f} minutes", flush=True)
+            left = progress.done(each.name, seconds)
+            print(
+                f"[{done}/{len(waiting)}] {each.name}: {bpd:.3f} bits/dim, {seconds / 60:.1f} minutes, "
+                f"about {left:.0f} minutes left",
+                flush=True,
+            )
+
+
+def estimate(runs: list[Run], folder: Path) -> dict[str, float]:
+    """Return the seconds that the training of each run takes in one thread, without its evaluation.
+
+    One run of each setting is timed for a few steps. Steps that an interrupted training has done do not count.
+    """
+    found, seconds = {}, {}
+    for each in runs:
+        kind = each.setting or each.name
+        if kind not in seconds:
+            seconds[kind] = seconds_per_step(model_of(each.model), each.train)
+        checkpoint = last_checkpoint(folder / each.name)
+        done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        found[each.name] = (each.train.max_steps - done) * seconds[kind]
+    return found
 
 
 def load_run(wanted: Run, folder: Path) -> Model:
@@ -99,7 +136,7 @@ def _is_trained(path: Path, wanted: Run) -> bool:
 
 def _train(wanted: Run, folder: Path) -> float:
     """Train one run to its end in this process; return the bits/dim of the held-out images."""
-    path, data = folder / wanted.name, load_dataset(wanted.train.data)
+    path, data = folder / wanted.name, with_few_held_out(load_dataset(wanted.train.data))
     if last_checkpoint(path) is not None:
         state = resume(path, to_dict(wanted.train), model_config=wanted.model)
     else:
@@ -109,6 +146,15 @@ def _train(wanted: Run, folder: Path) -> float:
     if result.stopped_by is not None or result.evaluation is None:
         raise StudyError(f"{wanted.name} was interrupted after step {result.step}; the same command resumes it")
     return result.evaluation.mean
+
+
+def with_few_held_out(data: Dataset) -> Dataset:
+    """Return a data set with at most `HELD_OUT` of its held-out images, evenly spaced among all."""
+    if len(data.test_images) <= HELD_OUT:
+        return data
+    index = [i * len(data.test_images) // HELD_OUT for i in range(HELD_OUT)]
+    labels, groups = (None if each is None else each[index] for each in (data.test_labels, data.test_groups))
+    return replace(data, test_images=data.test_images[index], test_labels=labels, test_groups=groups)
 
 
 def _fresh(wanted: Run, folder: Path) -> Model:
@@ -143,11 +189,13 @@ def measure_runs(
     waiting = [each for each in runs if _stored(paths[each.name], options) is None]
     if waiting:
         print(f"measuring {len(waiting)} models", flush=True)
+    progress = Progress(dict.fromkeys((each.name for each in waiting), 1.0), min(workers, max(len(waiting), 1)))
     for each, result, seconds in _in_parallel(waiting, workers, measure, folder, options):
         partial = paths[each.name].with_suffix(".tmp")
         partial.write_text(json.dumps({"options": options, "result": result}) + "\n")
         os.replace(partial, paths[each.name])
-        print(f"measured {each.name}, {seconds / 60:.1f} minutes", flush=True)
+        left = progress.done(each.name, seconds)
+        print(f"measured {each.name}, {seconds / 60:.1f} minutes, about {left:.0f} minutes left", flush=True)
     return {each.name: _stored(paths[each.name], options) for each in runs}
 
 

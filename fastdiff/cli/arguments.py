@@ -105,15 +105,18 @@ def parse_counts(name: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def load_data(model: str, data: str | None) -> "Dataset":
+def load_data(model: str, data: str | None, shape: tuple[int, ...] | None = None) -> "Dataset":
     """Load a data set as a model was trained on it: with the sizes, crops, colours and classes of its training.
 
     Args:
         model: folder or name of the model.
-        data: name or path of the data set; None is the one of the training, or the digits where nothing is known.
+        data: name or path of the data set; None is the one of the training, or where that is not known the embedded one
+            of the model's images.
+        shape: [C, H, W] of the model's images.
 
     Raises:
         DataError: it cannot be read.
+        InvalidValueError: the data set of the training is not known, and none is embedded of such images.
     """
     from ..checkpoints import training_of
     from ..data import ImageOptions, load_dataset
@@ -121,8 +124,17 @@ def load_data(model: str, data: str | None) -> "Dataset":
 
     training = training_of(model)
     options = from_dict(ImageOptions, training.get("images", {}), f"{model}: images")
-    name = data if data is not None else training.get("data", "digits")
+    name = data if data is not None else training.get("data", embedded_of(shape))
+    if name is None:
+        raise InvalidValueError(f"--data must be set, since {model} does not record what data it was trained on")
     return load_dataset(str(name), options)
+
+
+def embedded_of(shape: tuple[int, ...] | None) -> str | None:
+    """Return the embedded data set of images [C, H, W], or None."""
+    from ..evaluation.classifiers import CLASSIFIERS
+
+    return next((data for data, config in CLASSIFIERS.items() if config.shape == shape), None)
 
 
 def default_device() -> "torch.device":

@@ -9,31 +9,33 @@ from pathlib import Path
 from torch import Tensor
 
 from ..checkpoints import RUNS, embedded_names, last_checkpoint, training_of
-from ..data import ImageOptions, ImageSet, ImageSource, digits, open_images
+from ..data import ImageOptions, ImageSet, ImageSource, load_dataset, open_images
 from ..data.image_set import paired
 from ..data.in_memory import TensorSource, array_form
-from ..evaluation import compare_features, image_features, load_features, paired_psnr, precision_recall
-from ..evaluation.features import check_set
+from ..data.loading import EMBEDDED
+from ..evaluation import compare_features, image_features, load_features, neighbour_radii, paired_psnr, precision_recall
+from ..evaluation.classifiers import CLASSIFIERS
+from ..evaluation.features import NAMES, check_set
 from ..io import folders
 from ..io.folders import Json
 from ..kernels import InvalidValueError
 from ..models import Model
 from ..training.metrics import json_line
-from .arguments import load_data
+from .arguments import embedded_of, load_data
 
 Pixels = Tensor | ImageSource
 ARRAYS = (".npz", ".tar.gz", ".tgz")
 OF_MODELS = (  # in the folders of models, runs and diffusers' pipelines; a class of pictures may be called "model"
     "config.json", "model_index.json", "manifest.json", "model/manifest.json", "model/config.json", "unet/config.json",
 )  # fmt: skip
-TITLES = {"digits": "FD-digits", "inception": "FID"}
+TITLES = {"inception": "FID"} | {data: f"FD-{data}" for data in CLASSIFIERS}
 
 
 def is_image_set(name: str) -> bool:
     """Return whether a word means images on disk, and not a model."""
     if not os.path.isdir(name):
         return name.endswith(ARRAYS)
-    if name == "digits":
+    if name in EMBEDDED:
         return False  # as for `load`, the embedded model has precedence; ./digits is the folder
     return last_checkpoint(Path(name)) is None and not any(
         os.path.exists(os.path.join(name, each)) for each in OF_MODELS
@@ -55,15 +57,44 @@ def check_exists(name: str) -> None:
         )
 
 
+def default_features(name: str, second: str | None, shape: tuple[int, ...], is_images: bool) -> str:
+    """Return the features where none are chosen, which are those of an embedded data set.
+
+    It is the data set that the reference is, or that the model was trained on, or where the images have the shape
+    [C, H, W] of one and nothing says that they are of other data.
+
+    Raises:
+        InvalidValueError: there is none.
+    """
+    trained_on = _trained_on(name, is_images)
+    for data in (second, trained_on):
+        if data in CLASSIFIERS:
+            return data
+    found = embedded_of(shape)
+    if found is None or trained_on is not None:
+        about = "" if trained_on is None else f" of a model that was trained on {trained_on}"
+        raise InvalidValueError(
+            f"--features must be set for images of the shape {list(shape)}{about}: {NAMES}, or none with --paired"
+        )
+    return found
+
+
+def _trained_on(name: str, is_images: bool) -> str | None:
+    """Return the name or path of the data that a model was trained on, if it is known."""
+    data = None if is_images else training_of(name).get("data")
+    return None if data is None else str(data)
+
+
 @dataclass
 class Comparison:
     """How images are compared, and with which reference.
 
-    features, weights, device: as for `load_features`; the features "none" compare pairs alone. k: neighbours of
-    precision and recall, or None without. options: how all images are resized and converted.
+    features, weights, device: as for `load_features`; the features "none" compare pairs alone, and `begin` replaces
+    None by the `default_features`. k: neighbours of precision and recall, or None without. options: how all images are
+    resized and converted.
     """
 
-    features: str
+    features: str | None
     weights: Path | None
     k: int | None
     batch_size: int
@@ -73,6 +104,7 @@ class Comparison:
     network: Callable[[Tensor], Tensor] | None = field(default=None, init=False)
     reference: ImageSet | None = field(default=None, init=False)
     of_reference: Tensor | None = field(default=None, init=False)
+    radii: Tensor | None = field(default=None, init=False)
 
     def compare_images(self, name: str, second: str | None, pairs: bool) -> None:
         """Print a row for a set of images on disk, and with ``pairs`` the PSNR to the reference.
@@ -97,22 +129,25 @@ class Comparison:
 
     def begin(self, name: str, second: str | None, images: "ImageSet | Model", about: str = "") -> ImageSet:
         """Open the reference, check that it fits, and print the title and the row of its held-out images."""
-        reference, held_out = self._open_reference(name, second, isinstance(images, ImageSet))
-        shape = images.shape
-        form = None if isinstance(images, ImageSet) else array_form(name, shape, self.options)
+        is_images, shape = isinstance(images, ImageSet), images.shape
+        form = None if is_images else array_form(name, shape, self.options)
         shape = shape if form is None else form.shape
+        second = self._default_reference(name, shape, is_images) if second is None else second
+        reference, held_out = self._open_reference(name, second, is_images)
         if reference.shape != shape:
             raise InvalidValueError(
                 f"{name} and {reference.name} must have images of one shape [C, H, W], got {list(shape)} and "
                 f"{list(reference.shape)}; --size and --color convert both"
             )
         self.reference = reference
-        if self.features == "none":
+        features = default_features(name, second, shape, is_images) if self.features is None else self.features
+        self.features = features
+        if features == "none":
             return reference
-        self.network = load_features(self.features, self.weights, self.device)
+        self.network = load_features(features, self.weights, self.device)
         check_set(f"the images of {reference.name}", reference.images, self.batch_size)
         self.of_reference = self._features(reference.images, reference.levels)
-        title = TITLES.get(self.features, "FD")
+        title = TITLES.get(features, "FD")
         if not self.json:
             print(f"{name}: {title} against {reference.name}, n = {len(reference.images)}{about}; compare only equal n")
             head = f"{'images':>18}  {'steps':>6}  {'calls':>6}  {'n':>6}  {title:>9}  {'± s.e.':>7}"
@@ -121,19 +156,23 @@ class Comparison:
             self.print_row({"sampler": "held-out", "steps": None, "calls": None}, held_out, reference.levels)
         return reference
 
-    def _open_reference(self, name: str, second: str | None, is_images: bool) -> tuple[ImageSet, Pixels | None]:
-        """Return the reference, and the held-out images of a data set that is the default one."""
-        if second is not None and os.path.isdir(second) and second != "digits" and not is_image_set(second):
+    def _default_reference(self, name: str, shape: tuple[int, ...], is_images: bool) -> str:
+        """Return the reference where none is named: the data set of the features, or the one of a model's training."""
+        features = default_features(name, None, shape, is_images) if self.features is None else self.features
+        if features in CLASSIFIERS:
+            return features
+        found = _trained_on(name, is_images) or (None if is_images else embedded_of(shape))
+        if found is None:
+            raise InvalidValueError(f"fd {name} needs a second set of images: fastdiff fd {name} REFERENCE")
+        return found
+
+    def _open_reference(self, name: str, second: str, is_images: bool) -> tuple[ImageSet, Pixels | None]:
+        """Open the reference; of an embedded data set, which is as in the model's training, the held-out images too."""
+        if second not in EMBEDDED and os.path.isdir(second) and not is_image_set(second):
             raise InvalidValueError(f"the reference must be images or a data set, and {second} holds a model")
-        if second is None and self.features != "digits":
-            if is_images:
-                raise InvalidValueError(f"fd {name} needs a second set of images: fastdiff fd {name} REFERENCE")
-            data = load_data(name, None)
-            second = str(training_of(name).get("data", data.name))
-        else:
-            data = digits()
-        if second not in (None, data.name) or self.options != ImageOptions():
-            return open_images(second or data.name, self.options), None
+        if second not in EMBEDDED or self.options != ImageOptions():
+            return open_images(second, self.options), None
+        data = load_data(name, None) if _trained_on(name, is_images) == second else load_dataset(second)
         return ImageSet(f"the training images of {data.name}", data.train_images, data.levels), data.test_images
 
     def converted(self, images: Tensor) -> Pixels:
@@ -170,7 +209,9 @@ class Comparison:
                 f"in both sets, got {len(features)} and {len(self.of_reference)}", file=sys.stderr,
             )  # fmt: skip
         elif self.k is not None:
-            found = precision_recall(features.to(self.device), self.of_reference, self.k)
+            if self.radii is None:
+                self.radii = neighbour_radii(self.of_reference.to(self.device), self.k)
+            found = precision_recall(features.to(self.device), self.of_reference, self.k, self.radii)
             row |= {"precision": found.precision, "precision_se": found.precision_error}
             row |= {"recall": found.recall, "k": self.k}
         return row

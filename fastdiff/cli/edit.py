@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .editing_flags import VariantFlags, output_for, write_results
+from .labels import parse_label
 
 COVERED = 128  # grey of the pixels below a mask
 
@@ -34,8 +35,8 @@ class Edit(VariantFlags):
         images = self.read(engine.model.shape, output)
         x = images.at_levels(engine.model.levels)
         results = edit(
-            engine, self.repeated(x), self.strength, self.steps, self.sampler_object(), self.seed, self.label,
-            self.guidance, None, self.batch_size, progress=True,
+            engine, self.repeated(x), self.strength, self.steps, self.sampler_object(), self.seed,
+            parse_label(self.label, engine.model.config), self.guidance, None, self.batch_size, progress=True,
         )  # fmt: skip
         assert not isinstance(results, list)
         write_results(output, images.names, [to_uint8(x, engine.model.levels)], results)
@@ -78,7 +79,7 @@ class Inpaint(VariantFlags):
         x = images.at_levels(engine.model.levels)
         results = inpaint(
             engine, self.repeated(x), mask, self.steps, self.sampler_object(), self.resample, self.strength, self.seed,
-            self.label, self.guidance, None, self.batch_size, progress=True,
+            parse_label(self.label, engine.model.config), self.guidance, None, self.batch_size, progress=True,
         )  # fmt: skip
         assert not isinstance(results, list)
         whole = to_uint8(x, engine.model.levels)

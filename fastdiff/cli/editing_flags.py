@@ -76,8 +76,8 @@ class VariantFlags(EditingFlags):
 
     variants: int = 1
     """Results for each image, with noise of their own."""
-    label: int | None = None
-    """Class of all images, for a class-conditional model."""
+    label: str | None = None
+    """Class of all images, for a class-conditional model: its name or its number."""
     guidance: float | None = None
     """Weight of classifier-free guidance, with --label."""
 

@@ -7,13 +7,13 @@ import tyro
 from fastdiff_kernels.errors import InvalidValueError
 
 from .arguments import load_data
-from .tables import TABLE_HEAD, format_ode_row, format_row
+from .tables import TABLE_HEAD, format_groups, format_ode_row, format_row
 
 if TYPE_CHECKING:
     import torch
 
+    from ..data import Dataset
     from ..evaluation import OdeBound
-    from ..evaluation.batches import Images
     from ..io.folders import Json
     from ..models import Model
 
@@ -24,13 +24,14 @@ ODE_DRAWS = 4  # at most, since each takes four calls of the network per step, a
 class Evaluate:
     """Print bits/dim on the held-out images of a data set: its three terms and the standard error over the images.
 
-    Every line ends with the kind of the bound.
+    Every line ends with the kind of the bound. Where it is known which images belong together, such as the letters of a
+    font family, one more line states the standard error over these groups.
     """
 
     model: tyro.conf.Positional[str] = "digits"
     """Checkpoint folder, run folder, or embedded model."""
     data: str | None = None
-    """Data set (digits, an .npz file, a CIFAR-10 archive, a folder of images), instead of that of the training."""
+    """Data set (digits, letters, an .npz file, CIFAR-10, a folder of images), instead of that of the training."""
     T: str = "own"
     """Numbers of steps T of the bound, such as 1,10,100,inf; by default the model's own."""
     exact: bool = False
@@ -60,6 +61,8 @@ class Evaluate:
     """Condition a class-conditional model on the labels."""
     device: str = "auto"
     """Where to run: auto (the GPU if there is one), cpu, cuda, or cuda:1; under torchrun each process takes a GPU."""
+    by_group: bool = False
+    """Print the bits/dim of every group of held-out images too (font families, writers), where the data has groups."""
     compile: bool = False
     """Compile the model (torch.compile): the first batch takes longer, the others less."""
     json: bool = False
@@ -91,8 +94,10 @@ class Evaluate:
         model = load(self.model).to(device)
         if ode is not None:
             _ = model.unconditional_diffusion  # raises for other models
-        data = load_data(self.model, self.data)
+        data = load_data(self.model, self.data, model.shape)
         check_fit(model, data)
+        if self.by_group and data.test_groups is None:
+            raise InvalidValueError(f"--by-group needs a data set whose images have groups, and {data.name} has none")
         labels = data.test_labels if self.conditional else None
         if self.conditional and labels is None:
             raise InvalidValueError(f"--conditional needs labelled data, and {data.name} has no labels")
@@ -110,14 +115,17 @@ class Evaluate:
         about = {"draws": self.draws, "seed": self.seed, "exact": self.exact}
         kind = {"exact": self.exact, "importance": self.importance}
         for T in wanted:
-            result = evaluate(model, images, labels, T, self.draws, self.seed, **kind, **common, **compiled)
+            result = evaluate(
+                model, images, labels, T, self.draws, self.seed, groups=data.test_groups, **kind, **common, **compiled
+            )
             row = result.row() | {"bound": result.kind, "importance": self.importance} | about | layers
-            self._print(f"{format_row(result)}  {result.kind}", row)
+            lines, groups = self._groups(result.bpd.total, data)
+            self._print("\n".join([f"{format_row(result)}  {result.kind}", *lines]), row | groups)
         for layer, (active, nats) in enumerate(zip(*layers.values(), strict=True), 1):
             line = f"z_{layer}: {active} of {model.latent_size} units active, {nats:.2f} nats per image"
             self._print(line, None)
         if ode is not None:
-            self._evaluate_ode(ode, model, images, labels)
+            self._evaluate_ode(ode, model, data, labels)
 
     def _ode_bound(self) -> "OdeBound | None":
         """Return the bound through the ODE that the arguments ask for, checked; None without --ode."""
@@ -134,12 +142,13 @@ class Evaluate:
         self,
         bound: "OdeBound",
         model: "Model",
-        images: "torch.Tensor | Images",
+        data: "Dataset",
         labels: "torch.Tensor | None",
     ) -> None:
         """Print the line of the bound through the ODE."""
         from ..evaluation import evaluate_ode, standard_error
 
+        images = data.test_images
         draws = min(self.draws, ODE_DRAWS)
         bpd = evaluate_ode(
             model, images, labels, bound.steps, draws, self.seed, self.batch_size, progress=True, sharded=True,
@@ -150,7 +159,27 @@ class Evaluate:
         mean, error = float(bpd.mean()), standard_error(bpd)
         row = {"ode_steps": kind.pop("steps"), "bpd": mean, "se": error, "bound": "ODE", **kind}
         about = {"draws": draws, "seed": self.seed, "exact": self.exact}
-        self._print(format_ode_row(mean, error, bound, draws), row | about)
+        lines, groups = self._groups(bpd, data)
+        self._print("\n".join([format_ode_row(mean, error, bound, draws), *lines]), row | about | groups)
+
+    def _groups(self, bpd: "torch.Tensor", data: "Dataset") -> "tuple[list[str], Json]":
+        """Return the lines and the fields on the groups of the images; none where the data has no groups.
+
+        With ``by_group`` every group has a line, in the order of its bits/dim.
+        """
+        from ..evaluation import group_means, group_standard_error
+
+        if data.test_groups is None:
+            return [], {}
+        means = sorted(group_means(bpd, data.test_groups), key=lambda each: each.mean)
+        error = group_standard_error(bpd, data.test_groups)
+        lines = [format_groups(error, [each.mean for each in means], data.group_kind or "groups")]
+        fields: Json = {"groups": len(means), "group_kind": data.group_kind, "se_groups": error}
+        if self.by_group:
+            named = [(data.group_name(each.group), each.n, each.mean) for each in means]
+            lines += [f"{'':8}  {mean:9.4f}  {name}, {n} images" for name, n, mean in named]
+            fields["by_group"] = [{"name": name, "n": n, "bpd": mean} for name, n, mean in named]
+        return lines, fields
 
     def _print(self, line: str, row: "Json | None") -> None:
         """Print a line of the table, or with --json its row; None has no line in JSON."""

@@ -30,14 +30,15 @@ class Fd:
     images: tyro.conf.Positional[str] = "digits"
     """A model (checkpoint folder, run folder, embedded model), or images: a folder, or an .npz file with arr_0."""
     against: tyro.conf.Positional[str | None] = None
-    """The reference: a folder, an .npz file or a data set, of which the training images count. By default the digits,
-    or with other --features the data set that the model was trained on."""
+    """The reference: a folder, an .npz file or a data set, of which the training images count. By default the data set
+    of the features digits or letters, or with other --features the one that the model was trained on."""
     reference: str | None = None
     """The reference, by a flag."""
-    features: str = "digits"
-    """Network of the features: digits (a classifier of the digits; grey images of 8×8), inception (that of FID, where
-    its weights are at hand), module:function (your own: uint8 [n, C, H, W] to floats [n, F]), a TorchScript file (.pt),
-    or none, with --paired."""
+    features: str | None = None
+    """Network of the features: digits or letters (a classifier of the data set; grey images of 8×8 or 28×28), inception
+    (that of FID, where its weights are at hand), module:function (your own: uint8 [n, C, H, W] to floats [n, F]), a
+    TorchScript file (.pt), or none, with --paired. By default digits or letters, by the data set that the reference is
+    or that the model was trained on, else by the size of the images."""
     weights: Path | None = None
     """With --features inception: the file of the weights, where it is not in PyTorch's folder of checkpoints."""
     k: int = 3

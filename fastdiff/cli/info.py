@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+SHOWN_CLASSES = 30  # names of classes
+
 
 @dataclass
 class Info:
@@ -20,4 +22,17 @@ class Info:
         print(f"fastdiff {__version__}, torch {torch.__version__}, backend {backend()}, device {device}")
         print(f"presets: {', '.join(PRESETS)}")
         print(f"embedded models: {', '.join(embedded_names())}")
+        for name in embedded_names():
+            print(f"  {name}: {described(name)}")
         return 0
+
+
+def described(name: str) -> str:
+    """Return what an embedded model is of: its images, and the classes that --label takes."""
+    from ..checkpoints import load
+    from ..models.image_data import listed
+
+    model = load(name)
+    sides = "×".join(map(str, model.shape))
+    classes = f", classes {listed(model.config.names, SHOWN_CLASSES)}" if model.num_classes else ""
+    return f"{model.kind}, images {sides} with {model.levels} levels{classes}"

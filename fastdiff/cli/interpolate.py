@@ -41,7 +41,7 @@ class Interpolate:
         from ..training.batches import check_fit
 
         model = load(self.model).to(default_device())
-        data = load_data(self.model, self.data) if self.vary == "class" else None
+        data = load_data(self.model, self.data, model.shape) if self.vary == "class" else None
         if data is not None:
             check_fit(model, data)
         images = interpolate(

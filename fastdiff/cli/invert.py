@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fastdiff_kernels.errors import InvalidValueError
 
 from .editing_flags import EditingFlags, output_for, write_results
+from .labels import parse_label
 from .outputs import Output
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Invert(EditingFlags):
     """Sampler steps; heun calls the network twice a step."""
     sampler: str = "heun"
     """heun, ddim or euler; with --back also any other."""
-    label: int | None = None
-    """Class of all images, for a class-conditional model."""
+    label: str | None = None
+    """Class of all images, for a class-conditional model: its name or its number."""
 
     def run(self) -> int:
         """Invert, and write the latents or the images."""
@@ -56,7 +57,8 @@ class Invert(EditingFlags):
 
         engine = diffusion_engine("invert", self.engine())
         x = self.read(engine.model.shape, Output("npz", out)).at_levels(engine.model.levels)
-        steps, sampler, labels = 100 if self.steps is None else self.steps, self.sampler_object(), self.label
+        steps, sampler = 100 if self.steps is None else self.steps, self.sampler_object()
+        labels = parse_label(self.label, engine.model.config)
         z = invert(engine, x, steps, sampler, labels, batch_size=self.batch_size, progress=True)
         write_atomically(out, _latents_bytes(z, out.suffix))
         print(f"wrote {out} (latents of {len(z)} images, of deviation {float(z.std()):.3f})")
@@ -81,9 +83,9 @@ class Invert(EditingFlags):
 
         engine = diffusion_engine("invert", self.engine())
         z = _read_latents(self.images)[: self.n]
-        steps = 100 if self.steps is None else self.steps
+        steps, labels = 100 if self.steps is None else self.steps, parse_label(self.label, engine.model.config)
         results = from_latents(
-            engine, z, steps, self.sampler_object(), self.seed, self.label, batch_size=self.batch_size, progress=True
+            engine, z, steps, self.sampler_object(), self.seed, labels, batch_size=self.batch_size, progress=True
         )
         assert not isinstance(results, list)
         write_results(output, [f"{k:05}" for k in range(len(z))], [], results)

@@ -47,7 +47,7 @@ class Mixture:
         if not os.access(self.out.parent, os.W_OK):
             raise InvalidValueError(f"--out must be in a folder that can be written, got {self.out}")
         autoencoder = load(self.model).to(default_device()).autoencoder
-        data = load_data(self.model, self.data)
+        data = load_data(self.model, self.data, autoencoder.shape)
         check_fit(autoencoder, data)
         if components[-1] > len(data.train_images):
             raise InvalidValueError(f"--components must be <= {len(data.train_images)}, got {components[-1]}")

@@ -48,7 +48,7 @@ class Reconstruct:
         from ..training.batches import check_fit
 
         model = load(self.model).to(default_device())
-        data = load_data(self.model, self.data)
+        data = load_data(self.model, self.data, model.shape)
         check_fit(model, data)
         if not 1 <= self.n <= len(data.test_images):
             raise InvalidValueError(f"--n must be in 1 .. {len(data.test_images)}, the held-out images, got {self.n}")

@@ -10,7 +10,10 @@ from fastdiff_kernels.errors import InvalidValueError
 
 from .arguments import sampler_of, write_picture
 from .choices import hint
+from .labels import ALL, parse_label
 from .outputs import Output, output_of
+
+MOST_COLUMNS = 32  # classes that have a column each in the picture of all classes
 
 if TYPE_CHECKING:
     from ..diffusion import Sampler
@@ -66,8 +69,9 @@ class Sample:
     """Factor on the standard deviation of the latent z of a VAE or a DiffuseVAE."""
     mixture: Path | None = None
     """Mixture (`fastdiff mixture`) that the latent z of a VAE or a DiffuseVAE is drawn from."""
-    label: int | Literal["all"] | None = None
-    """Class of all images, for a class-conditional model; all: the classes in turn."""
+    label: str | None = None
+    """Class of all images, for a class-conditional model: its name or its number (name:2 and number:2 where a text is
+    the name of one class and the number of another); all: the classes in turn, in a picture a column for each."""
     guidance: float | None = None
     """Weight of classifier-free guidance, with --label."""
     guidance_interval: tuple[float, float] | None = None
@@ -106,11 +110,14 @@ class Sample:
         with joined(self.device) as device:
             graph = {"auto": None, "on": True, "off": False}[self.graph]
             engine = Engine(self.model, self.compile, graph, invariant, device)
+            label = ALL if self.label == ALL else parse_label(self.label, engine.model.config)
             write = self._write_folder if output.kind == "folder" else self._write_file
-            write(engine, output, sampler, latents)
+            write(engine, output, sampler, latents, label)
         return 0
 
-    def _write_file(self, engine: "Engine", output: Output, sampler: "Sampler", latents: "Latents | None") -> None:
+    def _write_file(
+        self, engine: "Engine", output: Output, sampler: "Sampler", latents: "Latents | None", label: int | str | None
+    ) -> None:
         """Draw all images, and write the picture or the .npz file."""
         from ..io.files import write_atomically
         from ..io.image_files import npz_bytes
@@ -119,27 +126,31 @@ class Sample:
         from ..sampling import sample_images
         from ..sampling.bulk import class_labels
 
-        labels = self.label if self.label != "all" else class_labels(engine.model, self.label, self.n)
+        labels = class_labels(engine.model, label, self.n) if label == ALL else label
         images = sample_images(
             engine, self.n, self.steps, sampler, self.seed, labels, self._guidance(), None, latents,
             self.batch_size, "uint8", None, progress=True, callback=None, sharded=True,
         )  # fmt: skip
         assert not isinstance(images, list)
         if output.kind == "npz":
-            classes = class_labels(engine.model, self.label, self.n)
+            classes = class_labels(engine.model, label, self.n)
             on_first(lambda: write_atomically(output.path, npz_bytes(images, classes)))
         else:
-            on_first(lambda: write_picture(image_grid(images), output.path))
+            columns = engine.model.num_classes if label == ALL else 0
+            columns = columns if columns <= min(self.n, MOST_COLUMNS) else 0
+            on_first(lambda: write_picture(image_grid(images, columns or None), output.path))
         if is_first():
             print(f"wrote {output.path} ({self.n} images)")
 
-    def _write_folder(self, engine: "Engine", output: Output, sampler: "Sampler", latents: "Latents | None") -> None:
+    def _write_folder(
+        self, engine: "Engine", output: Output, sampler: "Sampler", latents: "Latents | None", label: int | str | None
+    ) -> None:
         """Draw the pieces of a folder that are missing."""
         from ..io.processes import is_first
         from ..sampling import sample_to_folder
 
         done = sample_to_folder(
-            engine, output.path, self.n, self.steps, sampler, self.seed, self.label, self._guidance(), latents,
+            engine, output.path, self.n, self.steps, sampler, self.seed, label, self._guidance(), latents,
             self.batch_size, output.piece, output.format, shard=output.shard, progress=True,
         )  # fmt: skip
         if is_first():

@@ -16,6 +16,12 @@ def format_row(evaluation: "Evaluation") -> str:
     return f"{T:>8}  {row['bpd']:9.4f}  {row['se']:7.4f}  {terms}"
 
 
+def format_groups(error: float, values: list[float], kind: str) -> str:
+    """Return the line below a row: the standard error over groups of images, and the range of their bits/dim."""
+    low, high = min(values), max(values)
+    return f"{'':8}  {'':9}  {error:7.4f}  over {len(values)} {kind}, {low:.4f} to {high:.4f} bits/dim"
+
+
 def format_ode_row(mean: float, error: float, bound: "OdeBound", draws: int) -> str:
     """Return the line of a bound through the probability-flow ODE, which has no terms, with its kind."""
     exact = bound.divergence == "exact"

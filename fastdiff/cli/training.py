@@ -17,17 +17,19 @@ from ..io.configuration import ConfigError
 from ..io.folders import Json
 from ..kernels import FastdiffError, InvalidTypeError, InvalidValueError
 from ..models import ImageConfig, Model, model_of
+from ..models.image_data import listed
 from ..models.small import small_config, small_options
 from ..presets import own_training
 from ..training import RunError, TrainConfig, TrainingError, TrainState, runs
 from ..training.batches import check_fit
 from .advice import command, words_of
 from .arguments import flag
-from .tables import TABLE_HEAD, format_row
+from .tables import TABLE_HEAD, format_groups, format_row
 from .targets import find_target, same_data
 from .train_options import DEFAULT_MODEL, TrainOptions
 
 LARGEST_SIDE = 128  # pixels, unless --size asks for more
+SHOWN_CLASSES = 10  # names that are printed
 LOOKED_AT = 32  # images of each part that are read before the training, so that most errors come early
 
 
@@ -69,6 +71,10 @@ class Training:
         if result.evaluation is not None:
             self._print(f"held-out bits/dim of the averaged weights, in {self.out}:")
             self._print(f"{TABLE_HEAD}\n{format_row(result.evaluation)}")
+            error = result.evaluation.group_standard_error
+            if error is not None:
+                means = [each.mean for each in result.evaluation.by_group()]
+                self._print(format_groups(error, means, data.group_kind or "groups"))
         return 0
 
     def _is_resumed(self) -> bool:
@@ -123,7 +129,7 @@ class Training:
             raise InvalidValueError(f"--first-stage is for --model diffusevae, got --model {self.model}")
         return small_config(
             self.model, data.shape, data.levels, num_classes, options.width, options.blocks or 2, vae,
-            augmented=config.shift > 0,
+            augmented=config.shift > 0, class_names=data.class_names if num_classes else (),
         )  # fmt: skip
 
     # -------------------------------------------------------------------------------------------- resuming
@@ -181,6 +187,7 @@ class Training:
         )
         sides = "×".join(map(str, data.shape))
         classes = f", {data.num_classes} classes" if data.num_classes and model.num_classes else ""
+        classes += f" ({listed(data.class_names, SHOWN_CLASSES)})" if classes and data.class_names else ""
         self._print(
             f"data {data.name}: {len(data.train_images)} training and {len(data.test_images)} held-out images {sides}, "
             f"{data.levels} levels{classes}"

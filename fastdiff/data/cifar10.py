@@ -23,7 +23,8 @@ from .cifar10_pickle import PIXELS, Batch, read_pickle
 from .dataset import Dataset, array_identity
 from .errors import DataError
 
-CLASSES = 10
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CLASSES = len(NAMES)
 # An archive is not trusted, since a few megabytes of gzip can expand to any size. The published ones hold eight files
 # of at most 31 MB, 187 MB in all, and pack less than a tenth of that away.
 MAX_FILE_BYTES = 32 << 20
@@ -81,7 +82,7 @@ def load_cifar10(path: str | Path) -> Dataset:
     _check(path, batches)
     *train, test = batches.values()
     parts = *_joined(train), *_joined([test])
-    return Dataset("cifar10", 256, CLASSES, *parts, identity=array_identity(256, *parts))
+    return Dataset("cifar10", 256, CLASSES, *parts, identity=array_identity(256, *parts), class_names=NAMES)
 
 
 def is_cifar10_folder(path: Path) -> bool:

@@ -4,9 +4,11 @@ import hashlib
 import zlib
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..io.configuration import to_dict
+from .errors import DataError
 from .options import ImageOptions
 from .source import ImageSource
 
@@ -24,6 +26,14 @@ class Dataset:
         train_labels, test_labels: int64 [N], values in [0, num_classes); both None without labels.
         identity: tells this data set from others, and from itself after a change; "" where nobody knows. For files it
             derives from their names, sizes and times and from the options, for arrays from their content.
+        class_names: the name of each class, in the order of the labels; () where the classes have numbers alone.
+        test_groups: int64 [M], the number of the group that a test image belongs to, such as its font family or its
+            writer: errors of bits per dimension are then stated over the groups too. None without groups.
+        group_kind: what the groups are, in the plural, such as "font families".
+        group_names: the name of each group by its number; () where they have numbers alone.
+
+    Raises:
+        DataError: names that are not as many as the classes, or groups that are not one for each test image.
     """
 
     name: str
@@ -34,6 +44,26 @@ class Dataset:
     test_images: Tensor | ImageSource
     test_labels: Tensor | None
     identity: str = ""
+    class_names: tuple[str, ...] = ()
+    test_groups: Tensor | None = None
+    group_kind: str = ""
+    group_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise DataError(
+                f"{self.name}: class_names must be {self.num_classes} names or none, got {len(self.class_names)}"
+            )
+        groups = self.test_groups
+        if groups is not None and (groups.dtype != torch.int64 or groups.shape != (len(self.test_images),)):
+            raise DataError(
+                f"{self.name}: test_groups must be torch.int64 of shape [{len(self.test_images)}], one number for each "
+                f"test image, got {groups.dtype} {tuple(groups.shape)}"
+            )
+
+    def group_name(self, number: int) -> str:
+        """Return the name of a group; its number as text where it has none."""
+        return self.group_names[number] if 0 <= number < len(self.group_names) else str(number)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ import torch
 from .dataset import Dataset
 
 DIGITS_LEVELS = 17
+DIGITS = tuple("0123456789")
 
 
 def digits() -> Dataset:
@@ -19,4 +20,4 @@ def digits() -> Dataset:
         images = {part: torch.from_numpy(data[f"{part}_images"].astype(np.uint8)) for part in ("train", "test")}
         labels = {part: torch.from_numpy(data[f"{part}_labels"].astype(np.int64)) for part in ("train", "test")}
     parts = images["train"], labels["train"], images["test"], labels["test"]
-    return Dataset("digits", DIGITS_LEVELS, 10, *parts, identity="digits")
+    return Dataset("digits", DIGITS_LEVELS, 10, *parts, identity="digits", class_names=DIGITS)

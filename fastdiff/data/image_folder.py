@@ -61,8 +61,9 @@ def load_image_folder(path: str | Path, options: ImageOptions | None = None) -> 
     The folder holds ``train/`` and ``test/`` with images, at any depth, or images at any depth and no such folders;
     then some are held out for evaluation, chosen by a hash of their path (``options.held_out``). With
     ``options.classes`` the first folder below ``train/``, ``test/`` or the root is an image's class; labels int64 [N]
-    number the classes by name, sorted as text ("10" before "2"). Images are sorted by path, folder by folder. Names
-    that begin with a dot are ignored, and so are files without an image's extension.
+    number the classes by name, sorted as text ("10" before "2"), and `Dataset.class_names` holds the names. Images are
+    sorted by path, folder by folder. Names that begin with a dot are ignored, and so are files without an image's
+    extension.
 
     Images are uint8 [C, H, W] with 256 levels, C = 1 for grey and 3 for RGB. Without ``options.size`` all must have one
     size, and without ``options.color`` be all grey or all RGB: grey with alpha counts as grey; RGB with alpha and
@@ -95,6 +96,7 @@ def load_image_folder(path: str | Path, options: ImageOptions | None = None) -> 
         test_images,
         test.labels,
         _identity(folder, options),
+        class_names=tuple(map(_text, folder.classes)),
     )
 
 
@@ -167,6 +169,11 @@ def _classes(root: str, paths: PathList) -> list[str]:
     if empty:
         raise DataError(f"{os.path.join(root, empty[0])} must hold images, since it is a class, got none")
     return found
+
+
+def _text(name: str) -> str:
+    """Return the name of a folder as text: bytes that are no UTF-8 are written as \\xff."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _labels(root: str, paths: PathList, classes: Sequence[str]) -> Tensor:

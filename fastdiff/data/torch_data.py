@@ -45,6 +45,8 @@ def from_torch(
         levels: number of values of a pixel, 2 to 256.
         num_classes: number of classes; labels are integers in [0, num_classes). 0 ignores the labels. The labels are
             taken from the attribute ``targets``, and the items compared with it; without one every item is read once.
+            The names of the classes are those of the attribute ``classes`` of ``train``, where these are different
+            texts, one for each class.
         name: the data set's name; None: the name of the class of ``train``.
         options: how images are resized, cropped and converted.
 
@@ -78,7 +80,19 @@ def from_torch(
             source.labels = _labels(source, num_classes)
     identity = digest(*map(_identity, parts.values()), str(levels), options_identity(options))
     images, held_out = sources["train"], sources["test"]
-    return Dataset(name, levels, num_classes, images, images.labels, held_out, held_out.labels, identity)
+    return Dataset(
+        name, levels, num_classes, images, images.labels, held_out, held_out.labels, identity,
+        class_names=_class_names(train, num_classes),
+    )  # fmt: skip
+
+
+def _class_names(train: Items, num_classes: int) -> tuple[str, ...]:
+    """Return the names of the classes, as torchvision's data sets have them; () without."""
+    names = getattr(train, "classes", None)
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return ()
+    distinct = len(set(names)) == len(names) == num_classes and all(names)
+    return tuple(names) if distinct else ()
 
 
 def _is_whole(value: object, low: int, high: int) -> bool:

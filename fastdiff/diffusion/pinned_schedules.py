@@ -169,6 +169,9 @@ class VelocityImportanceSchedule(PinnedSchedule):
         return self.both(t)[1]
 
 
+MAX_STEEPNESS = 100.0  # of the sigmoids of a learned schedule: most of a rise takes 0.04 of the time, 2.5 of 64 times
+
+
 class LearnedSchedule(PinnedSchedule):
     """A monotone network between the endpoints, gamma(t) = gamma_0 + (gamma_1 - gamma_0) g(t), g(0) = 0, g(1) = 1.
 
@@ -177,6 +180,10 @@ class LearnedSchedule(PinnedSchedule):
     (Kingma et al. 2021, appendix on the noise schedule; here normalised, so that the endpoints stay fixed). The
     continuous-time bound does not depend on g, but the variance of its Monte Carlo estimate does. `for_training` gives
     the endpoints the gradient of the bound and g the gradient of the squared loss.
+
+    No w_2 has an effect above `MAX_STEEPNESS`. Where the loss per unit of gamma is close to zero, as near gamma(0), the
+    optimal g is steep; without the limit it can become a jump so narrow that hardly a batch has a time inside. The loss
+    of the other times is then nothing, nothing widens the jump again, and the estimate of the bound means nothing.
 
     Args:
         gamma_0, gamma_1, learned: endpoints, see `PinnedSchedule`.
@@ -195,7 +202,8 @@ class LearnedSchedule(PinnedSchedule):
 
     def _monotone(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return m(t) and m'(t), in the dtype of t."""
-        w_1, w_2, w_3 = (p.to(t.dtype).exp() for p in (self.log_linear, self.log_steepness, self.log_height))
+        log_steepness = self.log_steepness.clamp(max=math.log(MAX_STEEPNESS))
+        w_1, w_2, w_3 = (p.to(t.dtype).exp() for p in (self.log_linear, log_steepness, self.log_height))
         gate = torch.sigmoid(w_2 * t.unsqueeze(-1) + self.bias.to(t.dtype))
         return w_1 * t + (w_3 * gate).mean(-1), w_1 + (w_3 * w_2 * gate * (1.0 - gate)).mean(-1)
 

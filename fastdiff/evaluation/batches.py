@@ -40,7 +40,7 @@ class Batches:
     With ``sharded`` the processes of the run divide the batches among themselves (`fastdiff.io.shares`). The terms of
     every batch are sent to all, which add them up in the same order: the result is that of a single process, bit for
     bit. ``execution`` says how the model is called; where it compiles, the last batch is padded with images that do not
-    count.
+    count. ``order`` int64 [N] is a permutation: the order in which the images are evaluated; None for their own.
     """
 
     model: Model
@@ -50,6 +50,7 @@ class Batches:
     batch_size: int
     sharded: bool = False
     execution: Execution = field(default_factory=Execution)
+    order: Tensor | None = None
 
     def mean(self, draws: int, terms: Terms, bar: tqdm) -> list[Tensor]:
         """Return the means over ``draws`` draws of every image of the terms of a batch, float64 [N] each.
@@ -76,7 +77,8 @@ class Batches:
 
         def index(batch: int, padded: bool = False) -> Tensor:
             first = firsts[batch]
-            return torch.arange(first, first + size if padded else min(first + size, count * draws)) % count
+            found = torch.arange(first, first + size if padded else min(first + size, count * draws)) % count
+            return found if self.order is None else self.order[found]
 
         def work(batch: int) -> Tensor:
             chosen = index(batch, padded=self.execution.compile)

@@ -1,8 +1,8 @@
-"""Bits per dimension of a data set, independent of the batch size, with the standard error over the images."""
+"""Bits per dimension of a data set, independent of the batch size, with standard errors over images and groups."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ..kernels import FastdiffError, InvalidValueError, Noise
 from ..models import Model, check_model, evaluating
 from .batches import Batches, Images, check_data, check_draws, progress_bar
 from .compiled import CompiledDiffusion
+from .groups import GroupMean, check_groups, group_means, group_standard_error, spread_order
 from .importance import check_importance, pilot_proposal, pilot_size
 from .ode_bound import OdeBound
 
@@ -28,12 +29,14 @@ class Evaluation:
     """The bound over a data set: the terms of every image in bits per dimension, float64 [N], averaged over the draws.
 
     T is the number of steps, None for continuous time. kind says which bound it is: ``"VLB"``, ``"VLB, exact sum"``,
-    ``"VLB, continuous time"``, or ``"VLB, continuous time, importance"``.
+    ``"VLB, continuous time"``, or ``"VLB, continuous time, importance"``. groups: int64 [N], which images belong
+    together, such as those of a font family; None where nothing is known.
     """
 
     bpd: Vlb
     T: int | None
     kind: str = "VLB"
+    groups: Tensor | None = None
 
     @property
     def mean(self) -> float:
@@ -45,10 +48,25 @@ class Evaluation:
         """Standard error of the mean over the images; it includes the error of the draws."""
         return standard_error(self.bpd.total)
 
+    @property
+    def group_standard_error(self) -> float | None:
+        """Standard error of the mean over independent groups of images; None without groups."""
+        return None if self.groups is None else group_standard_error(self.bpd.total, self.groups)
+
+    def by_group(self) -> list[GroupMean]:
+        """Return number, size and mean bits per dimension of every group; an empty list without groups."""
+        return [] if self.groups is None else group_means(self.bpd.total, self.groups)
+
     def row(self) -> dict[str, float | int | None]:
-        """Return the figures of a table: T, bpd, its standard error, and the three terms."""
+        """Return the figures of a table: T, bpd, its standard error, and the three terms.
+
+        With groups also their number and the standard error over them, ``groups`` and ``se_groups``.
+        """
         terms = {name: float(getattr(self.bpd, name).double().mean()) for name in ("recon", "prior", "diffusion")}
-        return {"T": self.T, "bpd": self.mean, "se": self.standard_error, **terms}
+        row = {"T": self.T, "bpd": self.mean, "se": self.standard_error, **terms}
+        if self.groups is None:
+            return row
+        return row | {"groups": len(self.groups.unique()), "se_groups": self.group_standard_error}
 
 
 def standard_error(values: Tensor) -> float:
@@ -70,6 +88,7 @@ def evaluate(
     sharded: bool = False,
     compile: bool = False,
     importance: bool = False,
+    groups: Tensor | None = None,
 ) -> Evaluation:
     """Evaluate the bound on every image, ``draws`` times each, at times stratified over all images and draws.
 
@@ -92,6 +111,9 @@ def evaluate(
         compile: call the bound through ``torch.compile``, which changes it by rounding. The first batch takes longer.
         importance: in continuous time, draw gamma from a density fitted to the model in a pilot pass of some 4096 draws
             (`fastdiff.diffusion.fit_proposal`): the same expectation, and less variance of the draws.
+        groups: int64 [N], which images belong together (`fastdiff.data.Dataset.test_groups`), for the error over them.
+            The images are then evaluated in another order, which spreads the times of every group
+            (`fastdiff.evaluation.groups.spread_order`): the result differs by the error of the draws.
 
     Raises:
         InvalidTypeError, InvalidValueError: images or labels that do not fit the model, no images, numbers out of
@@ -100,9 +122,13 @@ def evaluate(
         EvaluationError: the bound of an image is not a number.
         ProcessError: another process has failed or ended.
     """
-    batches = Batches(check_model("evaluate", model), images, labels, seed, batch_size, sharded, Execution(compile))
+    model = check_model("evaluate", model)
+    if groups is not None:
+        check_groups(groups, len(images))
+    order = None if groups is None else spread_order(len(images))
+    batches = Batches(model, images, labels, seed, batch_size, sharded, Execution(compile), order)
     with evaluating(batches.model):
-        return _evaluate(batches, T, draws, exact, importance, progress)
+        return replace(_evaluate(batches, T, draws, exact, importance, progress), groups=groups)
 
 
 def _evaluate(

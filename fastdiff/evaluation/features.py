@@ -12,16 +12,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data import DIGITS_LEVELS
 from ..io.pictures import to_uint8
 from ..kernels import FastdiffError, InvalidTypeError, InvalidValueError
 from ..models import evaluating
 from .batches import BAR_DELAY, Images
-from .digit_features import load_digit_classifier
+from .classifiers import CLASSIFIERS, load_classifier
 from .inception import FeaturesError, load_inception
 
 TORCHSCRIPT = (".pt", ".ts", ".torchscript")
-NAMES = "digits, inception, module:function, or a TorchScript file (.pt)"
+NAMES = f"{', '.join(CLASSIFIERS)}, inception, module:function, or a TorchScript file (.pt)"
 
 
 @torch.no_grad()
@@ -92,10 +91,10 @@ def load_features(
     """Return what maps images uint8 [n, C, H, W] in 0 .. 255 to features, floats [n, F].
 
     Args:
-        name: ``"digits"``, the classifier of the embedded digits, for grey images of 8×8; ``"inception"``, the pool
-            features [n, 2048] of the Inception-v3 of FID, for grey or RGB images of any size (`load_inception`);
-            ``"module:function"``, a callable of your own, which moves and scales the images itself; or the path of a
-            TorchScript file.
+        name: ``"digits"`` or ``"letters"``, the classifier of the embedded data set, for grey images of 8×8 or 28×28;
+            ``"inception"``, the pool features [n, 2048] of the Inception-v3 of FID, for grey or RGB images of any size
+            (`load_inception`); ``"module:function"``, a callable of your own, which moves and scales the images itself;
+            or the path of a TorchScript file.
         weights: path of the weights of ``"inception"``.
         device: where the network runs; a callable of your own decides itself.
 
@@ -106,8 +105,8 @@ def load_features(
     """
     if weights is not None and name != "inception":
         raise InvalidValueError(f"weights must be None for the features {name}, got {str(weights)!r}")
-    if name == "digits":
-        return DigitFeatures().to(device).eval()
+    if name in CLASSIFIERS:
+        return ClassifierFeatures(name).to(device).eval()
     if name == "inception":
         return load_inception(weights, device)
     if name.endswith(TORCHSCRIPT):
@@ -118,20 +117,24 @@ def load_features(
     return _load_function(module, function)
 
 
-class DigitFeatures(nn.Module):
-    """The features of `DigitClassifier` for images uint8 [N, 1, 8, 8] in 0 .. 255, rounded to the digits' 17 levels."""
+class ClassifierFeatures(nn.Module):
+    """The features of an embedded data set's classifier for images uint8 [N, 1, H, W] in 0 .. 255.
 
-    def __init__(self) -> None:
+    The values are rounded to the levels of the data set.
+    """
+
+    def __init__(self, data: str) -> None:
         super().__init__()
-        self.classifier = load_digit_classifier()
+        self.data, self.classifier = data, load_classifier(data)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.shape[1:] != (1, 8, 8):
+        config = self.classifier.config
+        if images.shape[1:] != config.shape:
             raise InvalidValueError(
-                f"features digits are for grey images of 8×8, got {tuple(images.shape[1:])}; other images need "
-                "inception, module:function or a TorchScript file"
+                f"features {self.data} are for grey images of {config.shape[1]}×{config.shape[2]}, got "
+                f"{tuple(images.shape[1:])}; other images need other features: {NAMES}"
             )
-        levels = torch.round(images.to(self.classifier.head.weight.device).float() * ((DIGITS_LEVELS - 1) / 255.0))
+        levels = torch.round(images.to(self.classifier.head.weight.device).float() * ((config.levels - 1) / 255.0))
         return self.classifier(levels)
 
 

@@ -5,8 +5,9 @@ covariances A, B of the two sets of features is
 
     d² = |mu_a - mu_b|² + tr(A + B - 2 (A B)^{1/2}).
 
-On the features of one particular Inception network this is FID (Heusel et al. 2017). `fd_digits` uses the features of
-the small classifier in `digit_features`. Its result is called FD-digits and cannot be compared with an FID.
+On the features of one particular Inception network this is FID (Heusel et al. 2017). `fd_digits` and `fd_letters` use
+the features of the small classifiers of `classifiers`. Their results, FD-digits and FD-letters, cannot be compared with
+an FID, nor with each other.
 
 The estimate is biased upwards, by about 1 / N times a factor that depends on the model (Chong and Forsyth 2020).
 Compare only values of equal N, against the same reference.
@@ -15,15 +16,18 @@ Compare only values of equal N, against the same reference.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from ..data import DIGITS_LEVELS, digits
+from ..data import load_dataset
 from ..kernels import InvalidTypeError, InvalidValueError
 from .batches import Images
-from .digit_features import load_digit_classifier
+from .classifiers import ClassifierConfig, classifier_config, load_classifier
 from .features import check_set, image_features
+
+FD_BATCH = 512  # images per call of the network
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,10 @@ def compare_features(a: Tensor, b: Tensor) -> Frechet:
 
 
 def fd(
-    images: Tensor | Images, reference: Tensor | Images, features: Callable[[Tensor], Tensor], batch_size: int = 512
+    images: Tensor | Images,
+    reference: Tensor | Images,
+    features: Callable[[Tensor], Tensor],
+    batch_size: int = FD_BATCH,
 ) -> Frechet:
     """Return the Fréchet distance between two sets of images on the features of a network.
 
@@ -88,33 +95,65 @@ def fd(
 
 
 def fd_digits(images: Tensor, reference: Tensor | None = None) -> Frechet:
-    """Return FD-digits: the Fréchet distance on the 32 features of the embedded classifier of digits. It is not FID.
+    """Return FD-digits: `fd_embedded` of images uint8 [N, 1, 8, 8] in 0 .. 16, on 32 features. It is not FID.
+
+    By default the reference are the 1,500 training images.
+    """
+    return fd_embedded(images, "digits", reference)
+
+
+def fd_letters(images: Tensor, reference: Tensor | None = None) -> Frechet:
+    """Return FD-letters: `fd_embedded` of images uint8 [N, 1, 28, 28] in 0 .. 15, on 64 features. It is not FID.
+
+    By default the reference are the 23,205 training images, whose features are computed once in a process.
+    """
+    return fd_embedded(images, "letters", reference)
+
+
+def fd_embedded(images: Tensor, data: str = "digits", reference: Tensor | None = None) -> Frechet:
+    """Return the Fréchet distance on the features of the classifier of an embedded data set (`load_classifier`).
 
     It is biased upwards for small N: compare only values of equal N, against the same reference. The classifier was
-    trained on the training images, so even real digits that it has not seen lie a little farther from the training
+    trained on the training images, so even real images that it has not seen lie a little farther from the training
     images than these lie from each other.
 
     Args:
-        images: levels 0 .. 16, uint8 [N, 1, 8, 8], N >= 2, as ``fastdiff.sample(..., output="levels")`` returns them.
-        reference: the same; by default the 1500 training images of the digits.
+        images: uint8 [N, 1, H, W] of the size and with the levels of the data set, N >= 2, as
+            ``fastdiff.sample(..., output="levels")`` returns them.
+        data: ``"digits"``, for FD-digits, or ``"letters"``, for FD-letters.
+        reference: the same as images; by default the training images of the data set.
 
     Raises:
-        InvalidTypeError, InvalidValueError: images of another dtype, shape or range, or fewer than 2.
+        InvalidTypeError, InvalidValueError: another data set; images of another dtype, shape or range, or fewer than 2.
     """
-    reference = digits().train_images[:] if reference is None else reference
-    for name, value in (("images", images), ("reference", reference)):
-        if value.dtype != torch.uint8:
-            raise InvalidTypeError(f"fd_digits: {name} must have dtype torch.uint8, got {value.dtype}")
-        if value.dim() != 4 or value.shape[1:] != (1, 8, 8) or len(value) < 2:
-            raise InvalidValueError(
-                f"fd_digits: {name} must have shape [N, 1, 8, 8] with N >= 2, got {tuple(value.shape)}"
-            )
-        if int(value.max()) >= DIGITS_LEVELS:
-            raise InvalidValueError(
-                f"fd_digits: {name} must lie in 0 .. {DIGITS_LEVELS - 1}, as those of "
-                f'sample(..., output="levels"), got {int(value.max())}'
-            )
-    return fd(images.cpu(), reference.cpu(), load_digit_classifier())
+    config = classifier_config(data)
+    _check_images(f"fd_{data}: images", images, config)
+    if reference is not None:
+        _check_images(f"fd_{data}: reference", reference, config)
+    features = image_features(images.cpu(), load_classifier(data), FD_BATCH)
+    if reference is None:
+        return compare_features(features, _training_features(data))
+    return compare_features(features, image_features(reference.cpu(), load_classifier(data), FD_BATCH))
+
+
+def _check_images(name: str, images: Tensor, config: ClassifierConfig) -> None:
+    """Check images for the classifier of an embedded data set."""
+    if images.dtype != torch.uint8:
+        raise InvalidTypeError(f"{name} must have dtype torch.uint8, got {images.dtype}")
+    if images.dim() != 4 or images.shape[1:] != config.shape or len(images) < 2:
+        shape = ", ".join(map(str, config.shape))
+        raise InvalidValueError(f"{name} must have shape [N, {shape}] with N >= 2, got {tuple(images.shape)}")
+    if int(images.max()) >= config.levels:
+        raise InvalidValueError(
+            f"{name} must lie in 0 .. {config.levels - 1}, as those of "
+            f'sample(..., output="levels"), got {int(images.max())}'
+        )
+
+
+@cache
+def _training_features(data: str) -> Tensor:
+    """Return the features of the training images of an embedded data set, [N, F]; nothing may change them."""
+    return image_features(load_dataset(data).train_images, load_classifier(data), FD_BATCH)
 
 
 def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

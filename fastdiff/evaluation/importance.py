@@ -48,7 +48,7 @@ def pilot_proposal(batches: Batches, bar: tqdm) -> Schedule:
     size, rounds = pilot_size(count)
     index = torch.arange(size) * count // size
     labels = None if batches.labels is None else batches.labels[index]
-    pilot = replace(batches, images=batches.images[index], labels=labels)
+    pilot = replace(batches, images=batches.images[index], labels=labels, order=None)
     linear = LinearSchedule(low, high).to(model.device)
     vlb = batches.execution.call(model.vlb)
 

@@ -40,7 +40,9 @@ class PrecisionRecall:
     k: int
 
 
-def precision_recall(images: Tensor, reference: Tensor, k: int = 3) -> PrecisionRecall:
+def precision_recall(
+    images: Tensor, reference: Tensor, k: int = 3, reference_radii: Tensor | None = None
+) -> PrecisionRecall:
     """Return the improved precision and recall of images against a reference, from their features.
 
     Distances are computed in float64, in blocks of 64 MiB, on the device of ``images``: 2 (N + M)² F operations. Those
@@ -50,11 +52,45 @@ def precision_recall(images: Tensor, reference: Tensor, k: int = 3) -> Precision
         images: features [N, F] of the images, floating point, N > k (`image_features`).
         reference: features [M, F] of the reference, M > k.
         k: the neighbour whose distance is the radius, >= 1; the paper takes 3.
+        reference_radii: what `neighbour_radii` returns for this reference and k, where several sets are compared with
+            one reference: most of the time goes into them if it is the larger one.
 
     Raises:
         InvalidTypeError: features that are not floating-point tensors.
-        InvalidValueError: another shape, too few rows, values that are not finite, k < 1.
+        InvalidValueError: another shape, too few rows, values that are not finite, k < 1; radii that are not [M].
     """
+    _check(images, reference, k)
+    if reference_radii is not None and reference_radii.shape != (len(reference),):
+        raise InvalidValueError(
+            f"precision_recall: reference_radii must have shape [{len(reference)}], got {tuple(reference_radii.shape)}"
+        )
+    a, b = images.detach().double(), reference.detach().to(images.device).double()
+    center = b.mean(0)  # distances do not depend on it, and rounding is smaller around it
+    a, b = a - center, b - center
+    radii = _radii(b, k) if reference_radii is None else reference_radii.to(b)
+    on_reference, on_images = _covered(a, b, radii), _covered(b, a, _radii(a, k))
+    precision = float(on_reference.double().mean())
+    error = math.sqrt(precision * (1.0 - precision) / len(a))
+    return PrecisionRecall(precision, float(on_images.double().mean()), error, len(a), len(b), k)
+
+
+def neighbour_radii(reference: Tensor, k: int = 3) -> Tensor:
+    """Return the squared distance of each row of features [M, F] to its k-th nearest neighbour, float64 [M].
+
+    Args:
+        reference: features of the reference, floating point, M > k.
+        k: as for `precision_recall`.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: as `precision_recall`.
+    """
+    _check(reference, reference, k)
+    points = reference.detach().double()
+    return _radii(points - points.mean(0), k)
+
+
+def _check(images: Tensor, reference: Tensor, k: int) -> None:
+    """Check the arguments of `precision_recall`."""
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise InvalidValueError(f"precision_recall: k must be an integer >= 1, got {k!r}")
     for name, value in (("images", images), ("reference", reference)):
@@ -68,13 +104,6 @@ def precision_recall(images: Tensor, reference: Tensor, k: int = 3) -> Precision
             )
         if not torch.isfinite(value).all():
             raise InvalidValueError(f"precision_recall: {name} must be finite")
-    a, b = images.detach().double(), reference.detach().to(images.device).double()
-    center = b.mean(0)  # distances do not depend on it, and rounding is smaller around it
-    a, b = a - center, b - center
-    on_reference, on_images = _covered(a, b, _radii(b, k)), _covered(b, a, _radii(a, k))
-    precision = float(on_reference.double().mean())
-    error = math.sqrt(precision * (1.0 - precision) / len(a))
-    return PrecisionRecall(precision, float(on_images.double().mean()), error, len(a), len(b), k)
 
 
 def _blocks(rows: int, columns: int) -> range:

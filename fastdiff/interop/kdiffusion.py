@@ -255,7 +255,7 @@ def _checked(where: str, model: object) -> DiffusionModel:
 def _labels(model: DiffusionModel, labels: object, count: int) -> Tensor | None:
     if labels is not None and not model.num_classes:
         raise InvalidValueError(f"denoiser: labels must be None for a {model.kind} model without classes, got {labels}")
-    found = labels_of_request(labels, count, model.num_classes)
+    found = labels_of_request(labels, count, model.config)
     return None if found is None else found.to(model.device)
 
 

@@ -33,10 +33,11 @@ FLATTENED = {"DiffuseVAEConfig": "refiner", "RestorationConfig": "refiner"}
 # is missing from a file is an error, whether it has a default or not.
 ADDED_KEYS: dict[str, frozenset[str]] = {
     "TrainConfig": frozenset({"images", "accumulate", "precision", "compile"}),
-    "VDMConfig": frozenset({"sigma_data", "schedule_width"}),
-    "DDPMConfig": frozenset({"beta_schedule", "pixels"}),
-    "DiffuseVAEConfig": frozenset({"beta_schedule", "pixels"}),
-    "RestorationConfig": frozenset({"beta_schedule", "pixels"}),
+    "VDMConfig": frozenset({"sigma_data", "schedule_width", "class_names"}),
+    "DDPMConfig": frozenset({"beta_schedule", "pixels", "class_names"}),
+    "HVAEConfig": frozenset({"class_names"}),
+    "DiffuseVAEConfig": frozenset({"beta_schedule", "pixels", "class_names"}),
+    "RestorationConfig": frozenset({"beta_schedule", "pixels", "class_names"}),
     "ConcatUNetConfig": frozenset(
         {
             "attention_up",

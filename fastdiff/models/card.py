@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 from ..io.folders import Json
 from ..kernels import InvalidTypeError, InvalidValueError
-from .image_data import ImageModel
+from .image_data import ImageModel, listed
 
 LICENSE = re.compile(r"[a-z][a-z0-9.+-]{1,63}")
 YAML_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null"})  # that are no text in YAML 1.1
@@ -85,10 +85,11 @@ def _about(model: ImageModel) -> str:
     """Return the title and a table of what the model is."""
     channels, height, width = model.shape
     classes = f", {model.num_classes} classes" if model.num_classes else ""
+    names = f" ({_cell(listed(model.config.class_names))})" if model.config.class_names else ""
     rows = {
         "model": KINDS.get(model.kind, model.kind),
         "images": f"{channels} × {height} × {width}, {model.levels} levels a pixel",
-        "classes": f"{model.num_classes}; images may be drawn without one" if model.num_classes else "none",
+        "classes": f"{model.num_classes}{names}; images may be drawn without one" if model.num_classes else "none",
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
     }
     for name in FIELDS:
@@ -101,6 +102,11 @@ def _about(model: ImageModel) -> str:
     return "\n".join([f"# {model.kind}, {height} × {width} images{classes}", "", "| | |", "|---|---|", *lines])
 
 
+def _cell(text: str) -> str:
+    """Return a text as it stands in a cell of a table."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
 def _figures(model: ImageModel, record: Json) -> list[str]:
     """Return the section of the bound, if the record holds one."""
     found = record.get("evaluation")
@@ -109,7 +115,13 @@ def _figures(model: ImageModel, record: Json) -> list[str]:
         return []
     columns = {"T": _steps(row["T"])} if "T" in row and _is_diffusion(model) else {}
     columns["bits/dim"] = f"{row['bpd']:.4f}"
-    for name, title in (("se", "± s.e."), ("recon", "recon"), ("prior", "prior"), ("diffusion", "diffusion")):
+    for name, title in (
+        ("se", "± s.e."),
+        ("se_groups", "± s.e. (groups)"),
+        ("recon", "recon"),
+        ("prior", "prior"),
+        ("diffusion", "diffusion"),
+    ):
         if _is_number(row.get(name)):
             columns[title] = f"{row[name]:.4f}"
     table = [f"| {' | '.join(each)} |" for each in (columns, ["---"] * len(columns), columns.values())]
@@ -119,6 +131,7 @@ def _figures(model: ImageModel, record: Json) -> list[str]:
         f"{_data_of(record, 'of')}.",
         BOUND.format("x | y" if model.kind == "restoration" else "x"),
         *(["The standard error is that over the images."] if "± s.e." in columns else []),
+        *(["The second one is over the groups of images that belong together."] if "se_groups" in row else []),
     ]
     return ["\n".join(["## Variational bound", "", *table, "", " ".join(text)])]
 
@@ -156,7 +169,7 @@ def _usage(model: ImageModel) -> str:
     shape = ", ".join(map(str, model.shape))
     code.append(f"images = fastdiff.sample(model, 4{options})  # uint8 [4, {shape}], 0..255")
     if model.num_classes:
-        code.append(f"images = fastdiff.sample(model, 4{options}, labels={model.num_classes - 1}, guidance=1.5)")
+        code.append(f"images = fastdiff.sample(model, 4{options}, labels={_label(model)!r}, guidance=1.5)")
     lines = ["## Use", "", "```python", *code, "```"]
     if model.custom:
         names = " and ".join(model.custom)
@@ -164,6 +177,11 @@ def _usage(model: ImageModel) -> str:
     elif model.kind != "restoration":
         lines += ["", "On the command line: `fastdiff sample .`."]
     return "\n".join(lines)
+
+
+def _label(model: ImageModel) -> int | str:
+    """Return the name of the last class, or its number where it has none."""
+    return model.config.class_names[-1] if model.config.class_names else model.num_classes - 1
 
 
 FILES = """## Files

@@ -95,7 +95,7 @@ class DiffusionSampling(Model):
 
     def prepare(self, request: Request) -> Draw:
         self.check_options(request)
-        labels = labels_of_request(request.labels, request.n, self.num_classes)
+        labels = labels_of_request(request.labels, request.n, self.config)
         guidance = guidance_of_request(request.guidance, labels)
         plan, v_unknown = self._plan(request)
         plan = self._guided(plan, guidance)

@@ -1,14 +1,15 @@
 """The data that a model is of: images uint8 [C, H, W] with a number of levels, and labels; their checks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import ClassVar
 
+import attrs
 import torch
 from fastdiff_kernels.registration import values_visible
 from torch import Tensor, nn
 
-from ..io.configuration import at_least, between, configuration, each, field
+from ..io.configuration import ConfigError, at_least, between, configuration, each, field
 from ..kernels import InvalidTypeError, InvalidValueError, Noise, to_unit_range
 
 # Where level k of L lies in [-1, 1], as the factor on the centre of its bin, (2 k + 1) / L - 1: there, or at
@@ -17,6 +18,18 @@ PIXELS: dict[str, Callable[[int], float]] = {
     "centers": lambda levels: 1.0,
     "ends": lambda levels: levels / (levels - 1),
 }
+
+
+SHOWN_CLASSES = 40  # names that an error lists
+
+
+def _check_names(config: "ImageConfig", _: object, names: tuple[str, ...]) -> None:
+    """Check the names of classes: none, or a different one for each class."""
+    if names and (len(names) != config.num_classes or len(set(names)) != len(names) or not all(names)):
+        raise ConfigError(
+            f"{type(config).__name__}: class_names must be {config.num_classes} different names, one for each class, "
+            f"or none, got {len(names)} with {len(set(names))} different ones"
+        )
 
 
 @configuration
@@ -29,17 +42,44 @@ class ImageConfig:
         num_classes: number of classes, 0 for an unconditional model.
         augmented: whether the network has a label for augmented training images, so that augmentation does not change
             what it learns about the others (Kingma et al. 2021, augmented CIFAR-10).
+        class_names: the name of each class, or () where they have numbers alone. Nothing is computed from the names:
+            configurations that differ in them alone are equal.
     """
 
     shape: tuple[int, int, int] = field(each(at_least(1)))
     levels: int = field(between(2, 256))
     num_classes: int = field(at_least(0), default=0)
     augmented: bool = False
+    class_names: tuple[str, ...] = attrs.field(default=(), eq=False, validator=_check_names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the classes; their numbers as text where they have none."""
+        return self.class_names or tuple(map(str, range(self.num_classes)))
+
+    def class_number(self, name: str) -> int:
+        """Return the number of the class with a name.
+
+        Raises:
+            InvalidValueError: no class has this name, or there are no classes.
+        """
+        names = self.names
+        if name not in names:
+            wanted = f"the name of a class, {listed(names)}" if names else "None for a model without classes"
+            raise InvalidValueError(f"labels must be {wanted}, got {name!r}")
+        return names.index(name)
 
     @property
     def num_labels(self) -> int:
         """Number of labels that the network distinguishes: the classes, the null label, "augmented"; 0 without any."""
         return self.num_classes + 1 + self.augmented if self.num_classes or self.augmented else 0
+
+
+def listed(names: Sequence[str], most: int = SHOWN_CLASSES) -> str:
+    """Return names separated by commas; of many the first ones and the last."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[: most - 1])}, ..., {names[-1]} ({len(names)} in all)"
 
 
 def values_are_at_hand(x: Tensor) -> bool:

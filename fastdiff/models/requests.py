@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from ..diffusion.execution import Execution
 from ..diffusion.loop import Callback
 from ..diffusion.samplers import Ancestral, Sampler
 from ..kernels import InvalidTypeError, InvalidValueError, Noise
+from .image_data import ImageConfig, listed
 
 
 class Mixture(Protocol):
@@ -187,15 +189,23 @@ def guidance_of_request(guidance: float | Guidance | None, labels: object) -> Gu
     return None if guidance.weight == 1.0 else guidance
 
 
-def labels_of_request(labels: object, n: int, num_classes: int) -> Tensor | None:
+def labels_of_request(labels: object, n: int, config: ImageConfig) -> Tensor | None:
     """Return the labels of a request as int64 [n], or None.
+
+    Args:
+        labels: None, one class, or n classes, each a number or a name of the configuration.
+        n: number of images.
+        config: the configuration of the model.
 
     Raises:
         InvalidTypeError, InvalidValueError: labels that are not one class or n classes.
     """
     if labels is None:
         return None
-    wanted = f"an integer in 0 .. {num_classes - 1}, or one for each of the n = {n} images"
+    labels = _numbered(labels, config)
+    wanted = f"an integer in 0 .. {config.num_classes - 1}"
+    wanted += f" or a name ({listed(config.class_names)})" if config.class_names else ""
+    wanted += f", or one for each of the n = {n} images"
     try:
         tensor = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -206,6 +216,17 @@ def labels_of_request(labels: object, n: int, num_classes: int) -> Tensor | None
     if tensor.dim() not in (0, 1) or (tensor.dim() == 1 and len(tensor) != n):
         raise InvalidValueError(f"sample: labels must be {wanted}, got shape {tuple(tensor.shape)}")
     tensor = tensor.long()  # an unsigned 64-bit label that is too large becomes negative, which is rejected below
-    if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < num_classes:
+    if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < config.num_classes:
         raise InvalidValueError(f"sample: labels must be {wanted}, got {int(tensor.min())} .. {int(tensor.max())}")
     return tensor.expand(n)
+
+
+def _numbered(labels: object, config: ImageConfig) -> object:
+    """Return labels with the numbers of the classes in place of names; what is no name stays."""
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "UO":
+        labels = labels.tolist()
+    if isinstance(labels, str):
+        return config.class_number(labels)
+    if isinstance(labels, (list, tuple)):
+        return [config.class_number(label) if isinstance(label, str) else label for label in labels]
+    return labels

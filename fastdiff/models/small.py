@@ -28,6 +28,7 @@ def small_config(
     blocks: int = 2,
     vae: ImageConfig | None = None,
     augmented: bool = False,
+    class_names: tuple[str, ...] = (),
 ) -> ImageConfig:
     """Return the configuration of a small model.
 
@@ -43,6 +44,7 @@ def small_config(
         blocks: residual blocks per resolution.
         vae: the configuration of a DiffuseVAE's first stage; None for other models.
         augmented: whether the network has a label for shifted training images, see `ImageConfig`.
+        class_names: names of the classes, or ().
 
     Raises:
         InvalidValueError, InvalidTypeError, ConfigError: an unknown kind, or options that it cannot have.
@@ -54,7 +56,10 @@ def small_config(
     if width is not None and not 1 <= width <= MAX_WIDTH:
         raise InvalidValueError(f"width must be an integer in 1 .. {MAX_WIDTH}, got {width}")
     widths = small_widths(shape, default_width(shape) if width is None else width)
-    data = {"shape": shape, "levels": levels, "num_classes": num_classes, "augmented": augmented}
+    data = {
+        "shape": shape, "levels": levels, "num_classes": num_classes, "augmented": augmented,
+        "class_names": class_names,
+    }  # fmt: skip
     if kind in ("vae", "hvae"):
         network = ConvVAEConfig(widths=widths, blocks=blocks)
         depth = HVAE_DEPTH if kind == "hvae" else 1

@@ -27,6 +27,7 @@ from .sample_folder import Piece, SampleFolder, tensors_crc32
 
 ALL = "all"  # labels: the classes in turn
 IDENTITY = ("model", "config", "custom", "spacings")  # what tells a model from others, of its description
+NAMES = "class_names"  # of its configuration, of which nothing is computed
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def sample_to_folder(
         model, n, steps, sampler, seed, guidance, latents, batch_size, device, progress:
             those of `fastdiff.sample`, n >= 1.
         path: the folder: new, empty, or one with samples of the same request.
-        labels: None, one class, or ``"all"``: image i has the class i modulo the number of classes.
+        labels: None, the number or the name of one class, or ``"all"``: image i has the class i modulo the number of
+            classes.
         piece: images of a piece, >= 1, rounded up to whole batches.
         format: ``"png"``, a file of each image, named by its index; or ``"npz"``, a file of each piece with the arrays
             ``arr_0`` uint8 [N, H, W, C] and, where there are labels, ``arr_1`` int64 [N].
@@ -92,6 +94,7 @@ def sample_to_folder(
     _check(path, seed, {"n": (n, 1), "first": (first, 0), "piece": (piece, 1), "batch_size": (batch_size, 1)})
     engine = (model if isinstance(model, Engine) else Engine(model)).to(device)
     check_channels("a folder of samples", engine.model.shape[0])
+    labels = _number(engine.model, labels)
     request = Request(
         first + n, seed, steps, as_sampler(sampler), class_labels(engine.model, labels, first + n), guidance,
         latents=latents, execution=engine.execution,
@@ -154,6 +157,13 @@ def class_labels(model: Model, labels: int | str | None, n: int) -> Tensor | Non
     return torch.full((n,), labels)
 
 
+def _number(model: Model, labels: int | str | None) -> int | str | None:
+    """Return the number of a class in place of its name."""
+    if isinstance(labels, str) and labels != ALL and model.num_classes:
+        return model.config.class_number(labels)
+    return labels
+
+
 # ------------------------------------------------------------------------------------------------ the request as JSON
 
 
@@ -180,7 +190,14 @@ def describe(model: Model, batches: Batches, labels: int | str | None, batch_siz
 def model_crc32(model: Model) -> int:
     """Return the CRC-32 of a model's configuration and weights."""
     description = {key: value for key, value in model.description().items() if key in IDENTITY}
+    description = _without_names(description)
     return tensors_crc32(model.state_dict(), zlib.crc32(json.dumps(description, sort_keys=True).encode()))
+
+
+def _without_names(content: Json) -> Json:
+    """Return a description without the names of classes, in nested configurations too."""
+    kept = {key: value for key, value in content.items() if key != NAMES}
+    return {key: _without_names(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _options(sampler: Sampler) -> Json:

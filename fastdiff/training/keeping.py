@@ -218,7 +218,9 @@ class RunKeeper:
     def evaluate(self, draws: int) -> Evaluation:
         """Evaluate the bound of the averaged weights on the held-out images, and keep them if they are the best."""
         state, images = self.state, self.test_images
-        evaluation = evaluate(state.averaged, images, draws=draws, progress=self.progress, sharded=True)
+        evaluation = evaluate(
+            state.averaged, images, draws=draws, groups=self.data.test_groups, progress=self.progress, sharded=True
+        )
         layers = evaluate_latents(state.averaged, images, progress=self.progress, sharded=True)
         self.log.write({"event": "evaluate", "step": state.step, "draws": draws, **evaluation.row(), **layers})
         processes.on_first(lambda: run_folder.keep_best(self.out, state.averaged, evaluation.mean, state.step))

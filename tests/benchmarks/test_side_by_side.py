@@ -21,14 +21,15 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("what", ["forward", "sampling", "training"])
-def test_eager_sides_are_made_and_run(what):
+@pytest.mark.parametrize(("size", "count", "of"), [("tiny", 177_427, (3, 32, 32)), ("28x28", 1_112_801, (1, 28, 28))])
+def test_eager_sides_are_made_and_run(size, count, of, what):
     """Their checks compare eps_hat, images and losses before anything is timed."""
-    sides, parameters = sides_of(Case(what, "tiny", 2, "fp32", "cpu", 5), ())
-    assert parameters == 177_427
+    sides, parameters, shape = sides_of(Case(what, size, 2, "fp32", "cpu", 5), ())
+    assert (parameters, shape) == (count, of)
     assert {DIFFUSERS, FASTDIFF} <= set(sides)
     results = [sides[name]()() for name in (DIFFUSERS, FASTDIFF)]
     if what == "sampling":
-        assert all(images.shape == (2, 3, 32, 32) and images.dtype == torch.uint8 for images in results)
+        assert all(images.shape == (2, *of) and images.dtype == torch.uint8 for images in results)
 
 
 def test_bfloat16_is_compared_as_well():
@@ -107,5 +108,6 @@ def test_results_of_several_commands_are_merged():
 def test_cases_are_those_that_were_asked_for(monkeypatch):
     monkeypatch.setattr("sys.argv", ["side_by_side.py", "--what", "forward", "vdm"])
     cases = cases_of(side_by_side.arguments())
-    assert [(case.size, case.batch) for case in cases] == [("6.5M", 1), ("6.5M", 16), ("35.7M", 1)]
+    expected = [("28x28", 1), ("28x28", 16), ("6.5M", 1), ("6.5M", 16), ("35.7M", 1)]
+    assert [(case.size, case.batch) for case in cases] == expected
     assert {case.what for case in cases} == {"forward"}  # `vdm` is for a GPU

@@ -8,7 +8,7 @@ import torch
 import fastdiff
 from fastdiff.data import digits
 from fastdiff.diffusion import DDIM, Ancestral, DPMSolver, Heun, UniPC
-from fastdiff.evaluation import evaluate, evaluate_ode, fd_digits, load_digit_classifier, standard_error
+from fastdiff.evaluation import evaluate, evaluate_ode, fd_digits, load_classifier, standard_error
 from fastdiff.models import DiffusionModel
 
 
@@ -35,7 +35,7 @@ def test_samples_are_of_the_class_that_was_asked_for(sampler, steps):
     labels = torch.arange(10).repeat(4)
     images = fastdiff.sample("digits", 40, steps, sampler, labels=labels, guidance=1.5, output="levels")
     with torch.no_grad():
-        predicted = load_digit_classifier().logits(images).argmax(1)
+        predicted = load_classifier("digits").logits(images).argmax(1)
     assert float((predicted == labels).float().mean()) > 0.9
 
 

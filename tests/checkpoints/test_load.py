@@ -99,7 +99,7 @@ def test_names_and_folders(tmp_path, monkeypatch):
         assert torch.equal(weight(fastdiff.load(name)), weight(first))
     for name in ("mine", "runs/mine", tmp_path / "runs" / "mine"):
         assert torch.equal(weight(fastdiff.load(name)), weight(last))
-    assert embedded_names() == ["digits"]
+    assert embedded_names() == ["digits", "letters"]
     for name in ("digit", tmp_path / "runs", "runs/other", "x" * 300, "a\0b", ""):
         with pytest.raises(CheckpointError):
             fastdiff.load(name)
@@ -131,6 +131,7 @@ while time.monotonic() < limit:
 """
 
 
+@pytest.mark.slow
 def test_a_loader_beside_a_trainer(tmp_path):
     """A checkpoint a step, and only the newest is kept: every load finds one that is whole."""
     out, loads = tmp_path / "run", 0

@@ -124,6 +124,7 @@ def wait_for(path, seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint(tmp_path, run):
     """A real process, interrupted in the middle of training; what it leaves samples and can be resumed."""
     out = tmp_path / "run"

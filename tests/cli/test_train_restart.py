@@ -9,7 +9,7 @@ import pytest
 from sources import ROOT
 
 
-@pytest.mark.skipif(not os.environ.get("FASTDIFF_LONG"), reason="takes 12 s; `make faults` kills ranks too")
+@pytest.mark.slow
 def test_torchrun_goes_on_after_a_process_was_killed(tmp_path):
     images = np.random.default_rng(0).integers(0, 17, (12, 4, 4), np.uint8)
     np.savez(tmp_path / "few.npz", levels=17, train_images=images[:10], test_images=images[10:])

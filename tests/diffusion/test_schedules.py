@@ -358,3 +358,30 @@ def test_learning_the_interior_lowers_the_variance():
     torch.testing.assert_close(after.mean(), before.mean(), rtol=2e-4, atol=0)  # the integral stays: measured 1.1e-4
     assert float(after.var() / before.var()) < 0.01  # measured 0.0067
     assert [float(end) for end in schedule.endpoints()] == [-8.0, 5.0]
+
+
+def test_a_learned_schedule_does_not_collapse_to_a_jump():
+    """A loss per unit of gamma that vanishes near gamma(0), as that of a trained network does, with batches of 64 times
+    and noise of each sample. The best schedule has an equal loss at all times: its root mean square is the mean.
+
+    Measured after 700 steps: 1.04 times the mean; without the limit on the steepness 55 times.
+    """
+    random = torch.Generator().manual_seed(0)
+
+    def per_gamma(gamma):
+        return 0.04 * torch.sigmoid(4.0 - gamma) * torch.sigmoid(4.0 * (gamma + 6.5))
+
+    schedule = LearnedSchedule(-8.0, 5.0, width=64)
+    optimizer = torch.optim.Adam(schedule.interior_parameters(), lr=0.03, betas=(0.9, 0.99))
+    for _ in range(700):
+        u = (torch.rand((), generator=random) + torch.arange(64) / 64) % 1
+        gamma, slope, follow = schedule.for_training(u)
+        value = slope * per_gamma(gamma) * torch.exp(0.7 * torch.randn(64, generator=random) - 0.245)
+        follow(543.0 * value.detach())  # in nats, of 784 dimensions
+        optimizer.zero_grad()
+        value.mean().backward()
+        torch.nn.utils.clip_grad_norm_(schedule.interior_parameters(), 1.0)
+        optimizer.step()
+    gamma, slope = schedule.both((torch.arange(4000) + 0.5) / 4000)
+    losses = (slope * per_gamma(gamma)).detach()
+    assert float(losses.square().mean().sqrt() / losses.mean()) < 1.1

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from lengths import usually
 from tiny import images, small, small_ddpm, small_diffusevae, small_restoration, small_vae
 
 from fastdiff.diffusion import Execution
@@ -39,7 +40,7 @@ def breaks() -> Counter:
     return torch._dynamo.utils.counters["graph_break"]
 
 
-@pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.parametrize("name", usually(["vdm with classes", "ddpm, learned variances", "diffusevae"], list(BUILDS)))
 def test_bounds_compile_without_a_graph_break(name, compiled):
     """Once, for all batches and draws: 7 images twice in batches of 4, the last of them padded."""
     model = BUILDS[name]()
@@ -52,6 +53,7 @@ def test_bounds_compile_without_a_graph_break(name, compiled):
     assert len(compiled) == 1
 
 
+@pytest.mark.slow
 def test_exact_bounds_and_the_ode_compile_too(compiled):
     model, x = small_ddpm(4), images(3)
     plain = evaluate(model, x, draws=2, batch_size=2, exact=True)

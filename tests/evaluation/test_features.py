@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastdiff.data import digits, open_images
+from fastdiff.data import load_dataset, open_images
 from fastdiff.evaluation import (
     FeaturesError,
     compare_features,
     fd,
-    fd_digits,
+    fd_embedded,
     image_features,
     load_features,
     paired_psnr,
@@ -58,17 +58,18 @@ def test_images_of_a_folder_are_read_batch_by_batch(folder, batch_size):
     assert result == compare_features(found, means(RANDOM.flip(2) // 2))
 
 
-def test_the_features_of_digits_of_256_levels():
-    """Scaled to 0 .. 255 and back, a level is itself: the distance is FD-digits."""
-    data = digits()
-    network = load_features("digits")
-    scaled = to_uint8(data.test_images[:], 17)
+@pytest.mark.parametrize(("name", "every", "size"), [("digits", 1, "8×8"), ("letters", 60, "28×28")])
+def test_the_features_of_images_of_256_levels(name, every, size):
+    """Scaled to 0 .. 255 and back, a level is itself: the distance is FD-digits or FD-letters."""
+    data = load_dataset(name)
+    images, reference, network = data.test_images[::every], data.train_images[::every], load_features(name)
+    scaled = to_uint8(images, data.levels)
     found = compare_features(
-        image_features(scaled, network, 100), image_features(data.train_images[:], network, 100, levels=17)
+        image_features(scaled, network, 100), image_features(reference, network, 100, levels=data.levels)
     )
-    expected = fd_digits(data.test_images[:])
+    expected = fd_embedded(images, name, reference)
     assert (found.value, found.standard_error) == pytest.approx((expected.value, expected.standard_error), rel=1e-5)
-    with pytest.raises(InvalidValueError, match="grey images of 8×8"):
+    with pytest.raises(InvalidValueError, match=f"features {name} are for grey images of {size}"):
         network(RANDOM)
 
 
@@ -187,7 +188,7 @@ def test_psnr_of_pairs_with_other_levels():
     [
         (lambda: paired_psnr(RANDOM, RANDOM, 17, other_levels=1), InvalidValueError, "other_levels"),
         (lambda: paired_psnr(RANDOM, RANDOM.float(), 17, other_levels=256), InvalidTypeError, "uint8"),
-        (lambda: load_features("vgg"), InvalidValueError, "digits, inception, module:function"),
+        (lambda: load_features("vgg"), InvalidValueError, "digits, letters, inception, module:function"),
         (lambda: load_features("digits", "x"), InvalidValueError, "weights must be None"),
         (lambda: image_features(RANDOM[:1], means), InvalidValueError, "N >= 2"),
         (lambda: image_features(RANDOM.float(), means), InvalidTypeError, "uint8"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiff.evaluation import PrecisionRecall, precision_recall
+from fastdiff.evaluation import PrecisionRecall, neighbour_radii, precision_recall
 from fastdiff.kernels import InvalidTypeError, InvalidValueError
 
 
@@ -47,6 +47,20 @@ def test_blocks_do_not_change_the_result(monkeypatch):
     for size in (1, 67, 500):
         monkeypatch.setitem(precision_recall.__globals__, "BLOCK", size)  # the module has the function's name
         assert precision_recall(a, b) == whole
+
+
+def test_radii_of_the_reference_that_are_computed_once():
+    """Each is the distance of brute force; the result is the same bit by bit."""
+    a, b = normal(3, 101, 4, shift=1.0), normal(4, 67, 4)
+    for k in (1, 3):
+        radii = neighbour_radii(b, k)
+        expected = [sorted(math.dist(p, q) ** 2 for q in b.tolist())[k] for p in b.tolist()]
+        assert radii.tolist() == pytest.approx(expected, rel=1e-12)
+        assert precision_recall(a, b, k, radii) == precision_recall(a, b, k)
+    with pytest.raises(InvalidValueError, match=r"reference_radii must have shape \[67\], got \(66,\)"):
+        precision_recall(a, b, 3, radii[1:])
+    with pytest.raises(InvalidValueError, match="N, M > k = 3"):
+        neighbour_radii(b[:3])
 
 
 def test_a_set_against_itself():

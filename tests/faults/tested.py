@@ -25,6 +25,8 @@ def those_of(*paths: str, only: str = "") -> Callable[[Tries], Iterator[Outcome]
             "--benchmark-disable",
             "-p",
             "no:cacheprovider",
+            "-m",
+            "",  # slow tests too
         ]
         done = subprocess.run(
             [*command, *(["-k", only] if only else []), *paths], cwd=ROOT, capture_output=True, text=True, check=False,

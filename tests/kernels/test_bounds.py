@@ -20,6 +20,7 @@ from fastdiff_kernels import sampler_step, use_backend
 from fastdiff_kernels._triton import constexpr, jit, tl
 from fastdiff_kernels.launch import BLOCK
 from guards import LAYOUTS, MARGIN, Launch, guarded, poisoned, surrounded
+from lengths import usually
 
 # ------------------------------------------------------------------------------------------------ what is covered
 
@@ -239,9 +240,9 @@ FAR: dict[str, Callable[[Launch], list[Far]]] = {
 
 @cache
 def launches_of(name: str) -> list[Launch]:
-    """The launches of a case for a single sample."""
+    """The launches of a case for a single sample. Only their arguments matter: one program of each is interpreted."""
     case = EVERY_CASE[name]
-    with use_backend("interpreter"), guarded() as guard:
+    with use_backend("interpreter"), guarded(record_only=True, program=(0, 0, 0)) as guard:
         for shape in (FAR_SHAPE, *MORE_FAR_SHAPES.get(name, [])):
             evaluate(case.ours, case.make(shape, torch.float32), case.differentiable)
     return guard.launches
@@ -265,14 +266,24 @@ def common(a, b):
     return a[:lanes], b[:lanes]
 
 
-def assert_linear(kernel, arguments, far: Far):
-    """Offsets are linear: a jump taken once stays below 2³¹, and many jumps must lead as many times as far."""
+def assert_linear(kernel, arguments, far: Far, known: dict):
+    """Offsets are linear: a jump taken once stays below 2³¹, and many jumps must lead as many times as far.
+
+    ``known`` keeps the offsets of programs from which other jumps of the same launch begin as well.
+    """
     arguments = {**arguments, **far.arguments}
-    start, target = offsets(kernel, arguments, far.start), np.array(far.start)
+
+    def near(program):
+        key = (*map(int, program), *sorted(far.arguments.items()))
+        if key not in known:
+            known[key] = offsets(kernel, arguments, program)
+        return known[key]
+
+    start, target = near(far.start), np.array(far.start)
     expected = [at for _, _, at in start]
     for programs, count in far.jumps:
         target += count * np.array(programs)
-        once = offsets(kernel, arguments, np.add(far.start, programs))
+        once = near(np.add(far.start, programs))
         for k, ((_, _, after), (_, _, before)) in enumerate(zip(once, start, strict=True)):
             step = np.subtract(*common(after, before))
             expected[k] = np.add(*common(expected[k], count * step))
@@ -287,15 +298,22 @@ def assert_linear(kernel, arguments, far: Far):
 def test_an_offset_that_overflows_is_noticed():
     arguments = {"x_ptr": torch.zeros(1), "out_ptr": torch.zeros(1), "n": 2**20 + 7, "BLOCK": 16}
     with pytest.raises(AssertionError, match="read of x_ptr: offset -2147469312 instead of 2147497984"):
-        assert_linear(narrow_kernel, arguments, Far((0, 0, 0), (((1, 0, 0), 2**11),)))
+        assert_linear(narrow_kernel, arguments, Far((0, 0, 0), (((1, 0, 0), 2**11),)), {})
     with pytest.raises(AssertionError, match="this tests nothing"):
-        assert_linear(narrow_kernel, arguments, Far((0, 0, 0), (((1, 0, 0), 2**10),)))
+        assert_linear(narrow_kernel, arguments, Far((0, 0, 0), (((1, 0, 0), 2**10),)), {})
 
 
-@pytest.mark.parametrize("name", EVERY_CASE)
+LONG = {  # other cases have the same kernels with more arguments, or the same order of the noise in another kernel
+    "group_norm_silu in tiles", "group_norm_silu in tiles, pre_shift", "group_norm_silu in tiles, residual",
+    "eps_loss drawn, channels last", "sampler_step drawn, channels last", "reparameterize drawn, channels last",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", usually([name for name in EVERY_CASE if name not in LONG], list(EVERY_CASE)))
 def test_no_offset_overflows(name):
     """Far beyond 2³¹ elements, and with samples of nearly 2³¹, where 32-bit arithmetic overflows."""
     for launch in launches_of(name):
         kernel, module = kernels()[launch.kernel], launch.kernel.partition(".")[0]
+        known: dict = {}
         for far in FAR.get(module, distant_blocks)(launch):
-            assert_linear(kernel, launch.arguments, far)
+            assert_linear(kernel, launch.arguments, far, known)

@@ -7,9 +7,11 @@ import oracle
 import pytest
 import torch
 from fastdiff_kernels import Noise, gaussian_log_ratio, reparameterize, use_backend
+from lengths import usually
 from torch.distributions import Normal, kl_divergence
 
 BACKENDS = ("torch", "interpreter")
+LENGTHS = [("torch", 1), ("interpreter", 10), ("interpreter", 1)]
 
 
 def data(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
@@ -47,13 +49,14 @@ def test_kl_of_a_collapsed_posterior_keeps_its_digits(backend):
     assert ((naive - series) / series).abs().min() > 3e-4
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_kl_in_one_variance_against_exact_arithmetic(backend):
+@pytest.mark.parametrize(("backend", "every"), usually(LENGTHS[:2], LENGTHS, True))
+def test_kl_in_one_variance_against_exact_arithmetic(backend, every):
     """½ (e^v - 1 - v) of float32 v, in 100 decimal digits: relative error 1.7e-7 for |v| from 1e-18 to 1, 8.7e-7 to 30.
 
-    For smaller |v| the result is below the smallest float32 that has all its digits.
+    For smaller |v| the result is below the smallest float32 that has all its digits. By default the interpreter, which
+    runs a program for each v, takes a tenth of them.
     """
-    sizes = [10.0 ** (k / 16) for k in range(-480, 23)] + [0.9999999, 1.0, 1.0000001]
+    sizes = [10.0 ** (k / 16) for k in range(-480, 23, every)] + [0.9999999, 1.0, 1.0000001]
     logvar = torch.tensor([sign * size for size in sizes for sign in (1.0, -1.0)])[:, None]
     with use_backend(backend):
         _, kl = reparameterize(torch.zeros_like(logvar), logvar, torch.zeros_like(logvar))

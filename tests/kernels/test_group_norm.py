@@ -5,11 +5,14 @@ Measured in float32: 9.3e-7, and 4e-6 for the gradients to weight and bias of im
 standard deviation 1, where float32 data have four digits: values 7e-5, gradients 3e-4.
 """
 
+from itertools import product
+
 import numpy as np
 import oracle
 import pytest
 import torch
 from fastdiff_kernels import group_norm_blocks, group_norm_gradient, group_norm_kernels, group_norm_silu
+from lengths import usually
 from norms import DTYPES, LAYOUTS, PATHS, arguments, assert_close, draw, error, ours, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,9 +31,11 @@ ONE_KERNEL = (
 TILES = (((2, 36, 33, 33), 2), ((1, 3, 130, 130), 1), ((1, 1, 200, 200), 1))
 
 
-@pytest.mark.parametrize("layout", ["channels last", "contiguous"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("path", PATHS)
+EVERY = list(product(PATHS, DTYPES, ("channels last", "contiguous")))
+USUAL = [*EVERY[:6], ("interpreter", torch.float32, "channels last"), ("interpreter", torch.bfloat16, "contiguous")]
+
+
+@pytest.mark.parametrize(("path", "dtype", "layout"), usually(USUAL, EVERY, True), ids=str)
 def test_values_and_gradients(path, dtype, layout):
     every = path == "torch" or dtype == torch.float32  # the interpreter is slow, and casts alike at any shape
     for place, (shape, groups) in enumerate(ONE_KERNEL if every else ONE_KERNEL[:4]):
@@ -44,8 +49,9 @@ def test_values_and_gradients(path, dtype, layout):
             assert_close(path, found, exact)
 
 
-@pytest.mark.parametrize("layout", ["channels last", "contiguous"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "layout"), usually([EVERY[0][1:], EVERY[3][1:]], [each[1:] for each in EVERY[:6]], True), ids=str
+)
 def test_groups_that_do_not_fit_on_chip(dtype, layout):
     """Values, and the gradients to x, scale and shift. Those to weight and bias are long sums that nearly cancel."""
     for shape, groups in TILES if dtype == torch.float32 else TILES[:1]:

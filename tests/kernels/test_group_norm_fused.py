@@ -1,10 +1,13 @@
 """What `group_norm_silu` takes in beside the norm: pre_shift, residual, skip, and no activation, against float64."""
 
+from itertools import product
+
 import numpy as np
 import oracle
 import pytest
 import torch
 from fastdiff_kernels import group_norm_blocks, group_norm_silu, use_backend
+from lengths import usually
 from norms import DTYPES, LAYOUTS, PATHS, TOLERANCES, draw, error
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -46,9 +49,13 @@ def evaluated(function, tensors: dict[str, Tensor], groups: int, upstream: list[
     return [*(value.detach() for value in out), *gradients]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("used", PATTERNS)
-@pytest.mark.parametrize("path", [*PATHS, "tiles"])
+EVERY = list(product([*PATHS, "tiles"], PATTERNS, DTYPES))
+USUAL = [
+    each for each in EVERY if each[0] == "torch" or each[1] == PATTERNS[-1] or each[::2] == ("tiles", torch.float32)
+]
+
+
+@pytest.mark.parametrize(("path", "used", "dtype"), usually(USUAL, EVERY, True), ids=str)
 def test_fused_patterns(path, used, dtype, monkeypatch):
     """Values and gradients of sums, of two sources with a group that holds channels of both, and of the plain norm.
 

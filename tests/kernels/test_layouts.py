@@ -2,6 +2,7 @@
 
 import contextlib
 from importlib import import_module
+from itertools import product
 from unittest import mock
 
 import pytest
@@ -22,6 +23,7 @@ from fastdiff_kernels import (
 )
 from fastdiff_kernels._triton import INTERPRETED
 from guards import guarded, surrounded
+from lengths import usually
 
 NOISE = Noise(5, 6, 7, 8)
 ROW = torch.tensor([1.25, 0.75, 0.6, 0.3, 0.4, 1.5, -0.2, 0.0, 0.0, 0.0])
@@ -69,10 +71,11 @@ def results(function, tensors):
 
 SHAPES = ((2, 3, 4, 8), (1, 2, 4, 6), (1, 5, 4, 4))
 UNEVEN = ((1, 3, 3, 5), (1, 17, 2, 4))  # copied where noise is drawn, since it cannot be drawn in tiles of these
+USUAL = (SHAPES[0], UNEVEN[0])
+EVERY = list(product(SHAPES + UNEVEN, BACKENDS))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("shape", SHAPES + UNEVEN, ids=str)
+@pytest.mark.parametrize(("shape", "backend"), usually(product(USUAL, BACKENDS), EVERY, True), ids=str)
 @pytest.mark.parametrize("name", SAME)
 def test_the_same_numbers_bit_for_bit(name, shape, backend):
     """Values and gradients; the results are in the layout of the first argument.
@@ -101,7 +104,7 @@ def test_the_same_numbers_bit_for_bit(name, shape, backend):
                 assert gradient.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("shape", SHAPES + UNEVEN, ids=str)
+@pytest.mark.parametrize("shape", usually(USUAL, SHAPES + UNEVEN), ids=str)
 @pytest.mark.parametrize("name", SUMS)
 def test_sums_differ_by_rounding_only(name, shape):
     """1e-6 of the value; gradients, which are no sums, are equal."""
@@ -200,7 +203,7 @@ def test_only_what_differs_is_copied():
     assert count(last(z), eps_hat, x_1) == count(z, last(eps_hat), last(x_1)) == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", usually([torch.float32], [torch.float32, torch.bfloat16]))
 @pytest.mark.parametrize("name", [name for name in EVERY_CASE if name.endswith("channels last")])
 def test_accesses_of_channels_last_kernels(name, dtype):
     """Every access is inside its argument, and every element is written once, with NaN between the tensors."""

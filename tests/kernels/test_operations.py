@@ -5,11 +5,14 @@ Tolerances are relative to the largest entry of the float64 result and slightly 
 for bfloat16 in the interpreter, which truncates.
 """
 
+from itertools import product
+
 import oracle
 import pytest
 import torch
 from cases import BACKENDS, CASES, DTYPES, NOISE, PLAIN_ROW, assert_close, normal, run
 from fastdiff_kernels import diffuse, eps_loss, fourier_features, sampler_step, use_backend
+from lengths import usually
 
 # The interpreter takes long per program, and runs any shape, layout and mixture of dtypes in test_properties.
 SHAPES = {
@@ -18,8 +21,12 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+EVERY = list(product(BACKENDS, DTYPES))
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"), usually([*EVERY[:3], ("interpreter", torch.float32)], EVERY, True), ids=str
+)
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients(name, dtype, backend):
     case = CASES[name]

@@ -14,10 +14,12 @@ from fastdiff_kernels.launch import BLOCK
 from guards import LAYOUTS, guarded, surrounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lengths import usually
 from torch._subclasses import FakeTensorMode
 
 DRAWING = [name for name in EVERY_CASE if "draw" in name]  # their programs take ten times as long to interpret
 EXAMPLES = max(12, 800 // (len(EVERY_CASE) + 2 * len(DRAWING)))  # per case: more cases take no more time
+FEW = 6  # examples of a case by default
 CHANNELLED = ("fourier", "group_norm")  # they need a channel, and each channel costs programs
 NORMAL_ERROR = 4e-6  # of a drawn normal, by its contract
 SMALL = (0, 1, 2, 3, 5, 7, 11, 13)
@@ -132,9 +134,10 @@ def check_case(name, tensors, layout):
     check_close(name, (values, gradients), tensors, upstream)
 
 
+@pytest.mark.parametrize("examples", usually([FEW], [FEW, EXAMPLES]))
 @pytest.mark.parametrize("name", EVERY_CASE)
-def test_any_shape_layout_and_dtype(name):
-    @settings(max_examples=EXAMPLES // 3 if name in DRAWING else EXAMPLES)
+def test_any_shape_layout_and_dtype(name, examples):
+    @settings(max_examples=examples // 3 if name in DRAWING else examples)
     @given(arguments(name))
     def check(drawn):
         check_case(name, *drawn)
@@ -142,7 +145,7 @@ def test_any_shape_layout_and_dtype(name):
     check()
 
 
-@pytest.mark.parametrize("shape", BORDERS, ids=str)
+@pytest.mark.parametrize("shape", usually([(0, 3), (2, 1, BLOCK + 1)], BORDERS), ids=str)
 @pytest.mark.parametrize("name", EVERY_CASE)
 def test_borders(name, shape):
     """Sizes that must not be left to chance."""

@@ -44,7 +44,8 @@ def main() -> int:
     if not (options.brief or options.only_machine):
         files += sorted(str(path) for path in (ROOT / "tests/kernels").glob("test_*.py") if path.stem not in ELSEWHERE)
     command = [sys.executable, "-m", "pytest", "-p", "machine.plugin", f"--confcutdir={HERE}", "--benchmark-disable",
-               "-q", "-p", "no:cacheprovider", "-n", options.n, "--dist", "worksteal", *files, *further]  # fmt: skip
+               "-q", "-p", "no:cacheprovider", "-n", options.n, "--dist", "worksteal", "-m", "", *files,
+               *further]  # fmt: skip
     if options.brief:
         command.append("--brief")
     return subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode

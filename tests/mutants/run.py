@@ -91,7 +91,8 @@ def tests_of(mutant: Mutant) -> tuple[str, str]:
         if applied.returncode:
             return BROKEN, f"the patch does not apply: {applied.stderr.strip().splitlines()[0]}"
         environment = {**os.environ, "PYTHONPATH": f"{tree}:{tree / 'kernels'}", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *mutant.tests]
+        options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-m", ""]  # slow tests too
+        command = [sys.executable, "-m", "pytest", *options, *mutant.tests]
         try:
             done = subprocess.run(
                 command, cwd=tree, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT

@@ -183,6 +183,7 @@ def test_a_compiled_network_takes_a_new_step_without_compiling():
     assert not torch.allclose(results[0][0], results[2][0], atol=0.01)
 
 
+@pytest.mark.slow
 def test_a_noise_that_is_set_outside_compiles_nothing_either():
     network, x = unet(), inputs()
     counter = CompileCounterWithBackend("eager")

@@ -273,6 +273,7 @@ def test_the_results_are_data_sets(tmp_path, seven):
     assert {(bytes(image.numpy()), int(label)) for image, label in zip(found, labels, strict=True)} == pairs
 
 
+@pytest.mark.slow
 def test_two_processes_divide_the_pieces(tmp_path, monkeypatch, capsys, seven):
     monkeypatch.chdir(tmp_path)
     small().save("model")

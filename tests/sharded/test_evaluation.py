@@ -1,11 +1,11 @@
-"""Evaluation divided among two and four processes has the figures of one, bit for bit; lazy sources; abandoning."""
+"""Evaluation divided among two, three or four processes has the figures of one, bit for bit; lazy sources; ends."""
 
 import json
 
 import pytest
 import torch
-from sharded import results
-from sharded_run import COUNTS, EVALUATION, Lazy, X, bound, latents
+from sharded import COUNTS, results
+from sharded_run import EVALUATION, Lazy, X, bound, latents
 from tiny import images, small, small_vae
 
 from fastdiff.evaluation import evaluate, evaluate_latents, evaluate_ode

@@ -1,10 +1,10 @@
-"""Sampling divided among two and four processes: the images of one process, bit for bit."""
+"""Sampling divided among two, three or four processes: the images of one process, bit for bit."""
 
 import pytest
 import torch
 from processes import launch
-from sharded import results, write_inputs
-from sharded_run import COUNTS, SAMPLING, draw, drawn_here
+from sharded import COUNTS, results, write_inputs
+from sharded_run import SAMPLING, draw, drawn_here
 from tiny import small
 
 from fastdiff import sample
@@ -55,6 +55,7 @@ def test_the_bar_is_the_first_processs_and_counts_its_own_batches(count):
     assert bars[1:] == [""] * (count - 1)
 
 
+@pytest.mark.slow
 def test_the_command_in_two_processes_writes_the_picture_of_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_inputs(tmp_path)

@@ -1,15 +1,19 @@
 """The study of few calls: spacings by their parameters, a search on a small objective, and the document."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny import small
 
 import fastdiff
 from benchmarks.studies import few_calls, few_calls_report, model_spacings
-from fastdiff.diffusion import UniPC
+from benchmarks.studies.data_sets import DATA_SETS
+from fastdiff.diffusion import Heun, UniPC
+from fastdiff.evaluation import fd_digits
 from fastdiff.models import DiffusionModel
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -54,8 +58,55 @@ def test_the_document_follows_from_the_numbers(tmp_path):
     for name in ("few-calls.json", "few-calls-times.json"):
         (tmp_path / name).write_text((DOCS / name).read_text())
     results = json.loads((tmp_path / "few-calls.json").read_text())
-    few_calls_report.write_report(results, tmp_path)
+    few_calls_report.write_report({"digits": results}, tmp_path)
     assert (tmp_path / "few-calls.md").read_text() == (DOCS / "few-calls.md").read_text()
-    assert set(results["rows"]) == set(few_calls.SETTINGS)
+    assert set(results["rows"]) == set(few_calls.SCOPES["digits"].settings)
+    assert set(few_calls.SCOPES) == set(DATA_SETS)
     mean, error, one = few_calls_report.summary({"calls": {"5": [[1.0, 0.1], [2.0, 0.2], [3.0, 0.3]]}}, 5)
     assert (mean, error, one) == pytest.approx((2.0, 3**-0.5, 0.2))
+
+
+def test_digits_and_letters_stand_side_by_side(tmp_path):
+    """Ratios to each model's own reference, the best sampler of each data set, and a reference of one seed."""
+    pytest.importorskip("matplotlib")
+    found = {}
+    for name, scale in (("digits", 1.0), ("letters", 10.0)):
+        rows = {}
+        for rank, (key, (sampler, options, counts)) in enumerate(few_calls.SCOPES[name].settings.items()):
+            value = scale * (2.0 + (rank if name == "digits" else -0.1 * rank))
+            calls = {str(n): [[value, 0.5], [value + 0.2, 0.7]] for n in counts}
+            rows[key] = {"sampler": sampler, "options": options, "calls": calls}
+        rows["ancestral"]["calls"]["250"] = [[scale, 0.5]]
+        found[name] = {"images": 1000, "seeds": [0, 1], "rows": rows}
+    few_calls_report.write_report(found, tmp_path)
+    text = (tmp_path / "few-calls.md").read_text()
+    flat = " ".join(text.split())
+    assert "Ancestral sampling with 250 calls has 10.00." in flat
+    assert "The 250 calls of ancestral sampling are of one seed." in flat
+    assert "At 10 calls the best are UniPC, order 3 on the digits, ancestral on the letters." in flat
+    assert "| DDIM (Euler) | 10.10 | 10.10 | 10.10 | 10.10 | 1.61 | 1.61 | 1.61 | 1.61 |" in text
+    assert "| 17.10 ± 0.10 (0.60) |" in text  # of DEIS on the letters
+    assert "5 calls: Karras, rho 7 19.10, even in time 20.10; 10 calls: Karras" in flat
+    assert "FD-letters does not fall steadily" in flat
+    assert "No coarse solution lies nearer to the training digits than that of 50 calls" in flat
+    assert text.count("aim of") == 2  # the digits' alone
+    assert (tmp_path / "few-calls-letters.png").is_file()
+
+
+def test_results_are_kept_with_what_they_depend_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(few_calls, "REFERENCE", 3)
+    settings = {"heun": ("heun", {}, (4,)), "ancestral": ("ancestral", {}, (2, 3))}
+    scope = few_calls.Scope(20, (0, 1), (0,), settings)
+    model = small()
+    store = few_calls.Store(model, DATA_SETS["digits"], scope, tmp_path)
+    store.measure()
+    assert capsys.readouterr().out.count("minutes left") == 5
+    assert [len(store.read("heun", 4)), len(store.read("ancestral", 2)), len(store.read("ancestral", 3))] == [2, 2, 1]
+    images = fastdiff.sample(model, 20, 2, Heun(), seed=1, output="levels")
+    assert store.read("heun", 4)[1][0] == pytest.approx(fd_digits(images).value, abs=1e-3)
+    store.measure()
+    assert capsys.readouterr().out == ""
+    others = replace(scope, images=21), replace(scope, settings={"heun": ("heun", {"spacing": "karras"}, (4,))})
+    for changed in others:
+        assert few_calls.Store(model, DATA_SETS["digits"], changed, tmp_path).read("heun", 4) == []
+    assert few_calls.Store(small(seed=1), DATA_SETS["digits"], scope, tmp_path).read("heun", 4) == []

@@ -1,25 +1,30 @@
 """Studies of DiffuseVAE and of restoration: models that compare, measurements, documents that follow their numbers."""
 
-import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from attrs import evolve
-from tiny import DATA, SMALL, SMALL_VAE
+from tiny import SMALL, SMALL_VAE
 
-from benchmarks.studies import restoration, restoration_report, speed_up, speed_up_report
-from benchmarks.studies.study import Budget
+from benchmarks.studies import restoration, restoration_report, speed_up, speed_up_numbers, speed_up_report
+from benchmarks.studies.data_sets import DATA_SETS
+from benchmarks.studies.documents import image_text
+from benchmarks.studies.study import Budget, results_of
 from fastdiff import load, sample
-from fastdiff.data import digits
+from fastdiff.data import digits, letters
 from fastdiff.diffusion import Ancestral
 from fastdiff.evaluation import fd_digits
+from fastdiff.evaluation.frechet import Frechet
 from fastdiff.models import HVAEConfig, model_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BUDGET = Budget(steps=5, seeds=2, draws=10)
-SETTINGS = {**speed_up.SETTINGS, **speed_up.MIXTURE_SETTINGS}
+DIGITS = DATA_SETS["digits"]
+SETTINGS = {**speed_up.SCOPES["digits"].settings, **speed_up.SCOPES["digits"].mixture_settings}
 SAVED = (
     "vae-seed0", "ddpm-seed0", "diffusevae1-seed0", "diffusevae1-seed1", "diffusevae2-seed0", "noise-0.5-seed1",
     "down-2-seed0",
@@ -29,25 +34,38 @@ SAVED = (
 # ------------------------------------------------------------------------------------------------ models
 
 
-def test_the_three_have_one_size_and_one_training():
-    """Within 1 % in all parameters; the same training but for the loss of the VAE and the first stage."""
-    everything = {run.name: run for run in speed_up.runs(BUDGET)}
+@pytest.mark.parametrize(("name", "ratio"), [("digits", 1.01), ("letters", 1.011)])
+def test_the_models_have_one_size_and_one_training(name, ratio):
+    """All parameters within a ratio; the same training but for the loss of the VAEs and the first stage."""
+    data, scope = DATA_SETS[name], speed_up.SCOPES[name]
+    everything = {run.name: run for run in speed_up.runs(data, BUDGET)}
     with torch.device("meta"):
         sizes = {name: sum(p.numel() for p in model_of(run.model).parameters()) for name, run in everything.items()}
     compared = [size for name, size in sizes.items() if not name.startswith("vae")]
-    assert max(compared) / min(compared) < 1.01
-    assert {run.setting for run in everything.values()} == {"vae", *speed_up_report.MODELS}
+    assert max(compared) / min(compared) < ratio
+    expected = {"vae", "ddpm", "diffusevae1", "diffusevae2"}
+    assert {run.setting for run in everything.values()} == expected | (
+        {"vae-beta4", "diffusevae1-beta4"} if scope.weighted else set()
+    )
     for name, run in everything.items():
         bare = evolve(run.train, seed=0, loss="simple", first_stage=None)
         assert bare == evolve(everything["ddpm-seed0"].train, seed=0), name
-        assert run.train.first_stage == (f"vae-seed{run.train.seed}" if "diffusevae" in name else None)
-    assert set(SETTINGS) == {f"{name}-{n}" for name, (_, steps) in speed_up_report.SAMPLERS.items() for n in steps}
+        if "diffusevae" in name:
+            assert run.model.vae == everything[run.train.first_stage].model
+            assert everything[run.train.first_stage].train.seed == run.train.seed
+            assert run.model.vae == evolve(data.vae, beta=4.0 if "beta4" in name else 1.0)
+        else:
+            assert run.train.first_stage is None
+    settings = {*scope.settings, *scope.mixture_settings}
+    assert {setting.rpartition("-")[0] for setting in settings} <= set(speed_up_numbers.SAMPLERS)
+    assert data.shape == data.load().shape
+    assert data.levels == data.load().levels
 
 
 def test_restoration_models_are_the_second_stage_with_other_conditioning_images():
-    everything = {run.name: run for run in restoration.runs(BUDGET)}
+    everything = {run.name: run for run in restoration.runs(DIGITS, BUDGET)}
     second = everything["diffusevae1-seed0"]
-    shared = {name for name in dir(second.model) if not name.startswith("_")} - {"vae"}
+    shared = {field.name for field in attrs.fields(type(second.model))} - {"vae"}
     for name, degradation in restoration.DEGRADATIONS.items():
         run = everything[f"{name}-seed0"]
         assert all(getattr(run.model, each) == getattr(second.model, each) for each in shared)
@@ -63,11 +81,9 @@ def test_restoration_models_are_the_second_stage_with_other_conditioning_images(
 def trained(tmp_path, monkeypatch):
     """Small models in the folders of the runs, without training; the seeds share weights and differ in sampling."""
     pytest.importorskip("sklearn")
-    fields = {**DATA, "T": 4, "network": SMALL}
-    monkeypatch.setattr(speed_up, "VAE", HVAEConfig(**SMALL_VAE))
-    monkeypatch.setattr(speed_up, "network", lambda *widths: fields)
-    monkeypatch.setattr(restoration, "network", lambda *widths: fields)
-    everything = {run.name: run for run in [*speed_up.runs(BUDGET), *restoration.runs(BUDGET)]}
+    small = replace(DIGITS, vae=HVAEConfig(**SMALL_VAE), second_stage=SMALL, ddpm=SMALL)
+    few = [*speed_up.runs(small, BUDGET), *restoration.runs(small, BUDGET)]
+    everything = {run.name: run if run.setting == "vae" else replace(run, model=evolve(run.model, T=4)) for run in few}
     for name in SAVED:
         torch.manual_seed(7)
         model_of(everything[name].model).save(tmp_path / name / "model")
@@ -77,7 +93,7 @@ def trained(tmp_path, monkeypatch):
 def test_what_the_study_of_the_speed_up_measures(trained):
     runs, folder = trained
     options = {
-        "images": 20, "draws": 1, "components": 2, "mixture_settings": {"mixture-2": speed_up.setting("ddim", 2)},
+        "images": 20, "draws": 1, "components": (2,), "mixture_settings": {"mixture-2": speed_up.setting("ddim", 2)},
         "settings": {"betas-3": speed_up.setting("ancestral", 3, variance="fixed_small", betas=[1e-6, 0.8])},
     }  # fmt: skip
     first, second = (speed_up.measure(runs[f"diffusevae1-seed{seed}"], folder, options) for seed in (0, 1))
@@ -89,10 +105,9 @@ def test_what_the_study_of_the_speed_up_measures(trained):
     assert set(speed_up.measure(runs["ddpm-seed0"], folder, options)["distances"]) == {"betas-3"}
     assert set(speed_up.measure(runs["vae-seed0"], folder, options)["distances"]) == {"vae", "vae-mixture"}
 
-    strips = speed_up._strips(load(folder / "diffusevae2-seed0/model"))
-    assert {vary: torch.tensor(rows).shape for vary, rows in strips.items()} == dict.fromkeys(
-        ("latent", "noise", "class"), (2, 16, 64)
-    )
+    strips = speed_up._strips(DIGITS, load(folder / "diffusevae2-seed0/model"))
+    assert set(strips) == {"latent", "noise", "class"}
+    assert all([len(image) for image in row] == [64] * 16 for rows in strips.values() for row in rows)
     shown = [runs[name] for name in ("vae-seed0", "ddpm-seed0", "ddpm-seed1")]
     assert set(speed_up._samples(shown, folder)) == {f"ddpm-{steps}" for steps in speed_up.SHOWN}
 
@@ -114,23 +129,57 @@ def test_what_the_study_of_restoration_measures(trained):
     assert set(restoration.measure(runs["vae-seed0"], folder, options)) == {"none", *restoration.DEGRADATIONS}
 
 
+def test_what_the_study_of_the_speed_up_measures_on_letters(tmp_path, monkeypatch):
+    """The distance and the images are those of the data set, and the mixture has the number of components of the two
+    that gives the held-out latents the higher density."""
+    pytest.importorskip("sklearn")
+    data = DATA_SETS["letters"]
+    images, held_out = letters().train_images[:40], letters().test_images[:12]
+    few = replace(letters(), train_images=images, test_images=held_out, test_groups=None)
+    vae = HVAEConfig(**{**SMALL_VAE, **data.bare})
+    small = replace(data, load=lambda: few, fd=lambda x: Frechet(float(x[0].sum()), 0.1, len(x), 40), vae=vae,
+                    second_stage=SMALL)  # fmt: skip
+    monkeypatch.setitem(DATA_SETS, "letters", small)
+    run = next(run for run in speed_up.runs(small, BUDGET) if run.name == "diffusevae1-beta4-seed1")
+    model = model_of(run.model)
+    model.save(tmp_path / run.name / "model")
+    options = {
+        "images": 3, "draws": 1, "components": [1, 30], "settings": {"ddim-2": speed_up.setting("ddim", 2)},
+        "mixture_settings": {"mixture-2": speed_up.setting("ddim", 2)},
+    }  # fmt: skip
+    found = speed_up.measure(run, tmp_path, options)
+    images = sample(load(tmp_path / run.name / "model"), 3, 2, "ddim", seed=1, output="levels")
+    assert found["distances"]["ddim-2"][0] == float(images[0].sum())
+    assert found["components"] == 1  # 30 fit single latents of 40
+    assert speed_up.yardstick(small, 6) == [float(few.test_images[0].sum()), 0.1]
+    assert speed_up.yardstick(small, 13) is None
+
+
 # ------------------------------------------------------------------------------------------------ documents
 
 
-def speed_up_results() -> dict:
-    """DiffuseVAE 1 at half of the DDPM's distance, DiffuseVAE 2 at about the same as 1."""
-    models = {}
+def speed_up_results(name: str = "digits") -> dict:
+    """DiffuseVAE 1 at half of the DDPM's distance, DiffuseVAE 2 at about the same as 1, with β = 4 at a quarter."""
+    models, scope = {}, speed_up.SCOPES[name]
+    settings = {**scope.settings, **scope.mixture_settings}
+    levels = {"ddpm": 8.0, "diffusevae1": 4.0, "diffusevae2": 4.1}
+    levels |= {"diffusevae1-beta4": 2.0} if scope.weighted else {}
     for seed in range(3):
         factor = [1.0, 1.1, 0.9][seed]
-        for name, level in {"ddpm": 8.0, "diffusevae1": 4.0, "diffusevae2": 4.1}.items():
-            distances = {each: [level * factor, 0.5] for each in SETTINGS}
-            models[f"{name}-seed{seed}"] = {"parameters": 1000, "bpd": 3.0, "distances": distances}
-        distances = {"vae": [20.0, 1.0], "vae-mixture": [5.0, 1.0]}
-        models[f"vae-seed{seed}"] = {"parameters": 100, "bpd": 2.0, "distances": distances}
-    samples = {f"{name}-{steps}": [[0] * 64] * 10 for name in speed_up_report.MODELS for steps in speed_up.SHOWN}
+        for each, level in levels.items():
+            distances = {setting: [level * factor, 0.5] for setting in settings}
+            models[f"{each}-seed{seed}"] = {"parameters": 1000, "bpd": 3.0, "distances": distances}
+        for vae in ("vae", "vae-beta4") if scope.weighted else ("vae",):
+            distances = {"vae": [20.0 if vae == "vae" else 6.0, 1.0], "vae-mixture": [5.0, 1.0]}
+            models[f"{vae}-seed{seed}"] = {"parameters": 100, "bpd": 2.0, "distances": distances, "components": 10}
+    images = image_text(torch.zeros(10, *DATA_SETS[name].shape, dtype=torch.uint8))
+    samples = {f"{each}-{steps}": images for each in levels for steps in speed_up.SHOWN}
+    strips = {vary: [images] * 2 for vary in ("latent", "class", "noise")}
     budget = {"steps": 5, "seeds": 3, "draws": 10}
-    strips = {vary: [[[0] * 64] * 16] * 2 for vary in ("latent", "class", "noise")}
-    return {"budget": budget, "images": 1500, "models": models, "samples": samples, "strips": strips}
+    return {
+        "budget": budget, "images": 1500, "models": models, "samples": samples, "strips": strips,
+        "yardstick": [0.5, 0.1], "components": scope.components,
+    }  # fmt: skip
 
 
 def test_the_verdicts_on_the_speed_up(tmp_path):
@@ -138,19 +187,41 @@ def test_the_verdicts_on_the_speed_up(tmp_path):
     results = speed_up_results()
     logs = [math.log(value) for value in (1.0, 1.1, 0.9)]
     variance = torch.tensor(logs, dtype=torch.float64).var()
-    assert abs(speed_up_report.log_variance(results, "ddim-5") - float(variance)) < 1e-12
-    mean, error = speed_up_report.summary(results, "ddpm", "ddim-5")
+    assert abs(speed_up_numbers.log_variance(results, "ddim-5") - float(variance)) < 1e-12
+    mean, error = speed_up_numbers.summary(results, "ddpm", "ddim-5")
     assert abs(mean - 8.0) < 1e-12
     assert abs(error - 8.0 * math.sqrt(float(variance) / 3)) < 1e-12
-    assert speed_up_report.compare(results, "diffusevae1", "ddpm", "ddim-5") == (pytest.approx(0.5), "lower")
-    assert speed_up_report.compare(results, "ddpm", "diffusevae1", "ddim-5") == (pytest.approx(2.0), "higher")
-    assert speed_up_report.compare(results, "diffusevae2", "diffusevae1", "ddim-5")[1] == "equal"
-    speed_up_report.write_report(results, tmp_path)
+    assert speed_up_numbers.compare(results, "diffusevae1", "ddpm", "ddim-5") == (pytest.approx(0.5), "lower")
+    assert speed_up_numbers.compare(results, "ddpm", "diffusevae1", "ddim-5") == (pytest.approx(2.0), "higher")
+    assert speed_up_numbers.compare(results, "diffusevae2", "diffusevae1", "ddim-5")[1] == "equal"
+    speed_up_report.write_report({"digits": results}, tmp_path)
     text = (tmp_path / "speed-up.md").read_text()
     assert "| DDIM | **0.50** | **0.50** | **0.50** | **0.50** | **0.50** |" in text
     assert "| ancestral, few betas |  | 1.02 | 1.02 | 1.02 |  |" in text
     assert "DiffuseVAE 2 compared with DDPM: 17 lower, 0 higher, 0 not" in text
     assert "8.0 ± 0.5" in text
+
+
+def test_the_speed_up_of_digits_and_letters_side_by_side(tmp_path):
+    pytest.importorskip("matplotlib")
+    speed_up_report.write_report({name: speed_up_results(name) for name in DATA_SETS}, tmp_path)
+    text = (tmp_path / "speed-up.md").read_text()
+    lines, flat = text.splitlines(), " ".join(text.split())
+    assert "| letters: DDIM | **0.50** | **0.50** | **0.50** | **0.50** | **0.50** |" in lines
+    assert "| letters: ancestral |  | **0.50** | **0.50** | **0.50** |  |" in lines
+    assert "| the VAE's images, β = 4, z from its prior and from a mixture | not tried | 6.0 and 5.0 |" in lines
+    claim = "| DiffuseVAE 1, β = 4 compared with DiffuseVAE 1, z from the VAE's prior |"
+    assert f"{claim} not tried | lower at 5, 10, 25, 50, 100 steps |" in lines
+    assert "DiffuseVAE 2 compared with DDPM: digits: 17 lower, 0 higher, 0 not" in flat
+    assert "For as many held-out letters it is 0.5 ± 0.1" in flat
+    assert "Not tried on the digits: DiffuseVAE 1, β = 4." in flat
+    left_out = "ancestral with 5, 100 steps; ancestral, few betas; DiffuseVAE 2, β = 4"
+    assert f"Not tried on the letters: {left_out}. Seeds of training: 3 on the digits, 3 on the letters." in flat
+    assert "Of 10, 20, 40, 80 components each has" in flat
+    assert "with z from the prior, it is 2.0, 0.50 times that with β = 1: lower." in flat
+    figures = {path.name for path in tmp_path.glob("*.png")}
+    assert len(figures) == 6
+    assert all(f"({figure})" in text for figure in figures)
 
 
 def test_the_report_on_restoration(tmp_path):
@@ -165,7 +236,7 @@ def test_the_report_on_restoration(tmp_path):
             models[f"{name}-seed{seed}"] = {name: cells, "degraded": cells}
     results = {"budget": {"steps": 5, "seeds": 2, "draws": 10}, "models": models, "originals": [[0] * 64] * 10}
     assert restoration_report.summary(results, "vae", "down-2", "psnr") == "13.0 ± 1.0"
-    restoration_report.write_report(results, tmp_path)
+    restoration_report.write_report({"digits": results}, tmp_path)
     text = (tmp_path / "restoration.md").read_text()
     assert "| down-sampling by 4 | 10.0 | 13.0 ± 1.0 | 13.0 ± 1.0 | 10.0 ± 0.0 |" in text
     assert len(list(tmp_path.glob("*.png"))) == 3
@@ -174,7 +245,7 @@ def test_the_report_on_restoration(tmp_path):
 @pytest.mark.parametrize(("name", "report"), [("speed-up", speed_up_report), ("restoration", restoration_report)])
 def test_the_committed_documents_are_written_from_the_committed_numbers(name, report, tmp_path):
     pytest.importorskip("matplotlib")
-    report.write_report(json.loads((DOCS / f"{name}.json").read_text()), tmp_path)
+    report.write_report(results_of(name, DOCS), tmp_path)
     text = (tmp_path / f"{name}.md").read_text()
     assert text == (DOCS / f"{name}.md").read_text()
     figures = sorted(path.name for path in tmp_path.glob("*.png"))

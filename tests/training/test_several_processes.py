@@ -6,22 +6,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lengths import usually
 from processes import launch
 from training.trained_by_processes import train_run, train_some
 
 from fastdiff.training.state import load_training
 
 SCRIPT = Path(__file__).with_name("trained_by_processes.py")
-# Steps that a number of processes takes. FASTDIFF_LONG=1 takes 200, as a run that one wants to trust does.
-STEPS = {2: 200, 4: 200} if os.environ.get("FASTDIFF_LONG") else {2: 60, 4: 20}
+# Numbers of processes, and the steps that they take. FASTDIFF_LONG=1 takes 200, as a run that one wants to trust does.
+RUNS = [(2, 20), (4, 20), (2, 200 if os.environ.get("FASTDIFF_LONG") else 60)]
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """What one process writes: this one."""
-    out = tmp_path_factory.mktemp("trained") / "1.npz"
-    train_some(max(STEPS.values()), out)
-    return dict(np.load(out))
+    """A function that trains in one process, this one, for so many steps, and returns what it writes."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    def trained(steps: int) -> dict[str, np.ndarray]:
+        out = folder / f"{steps}.npz"
+        if not out.exists():
+            train_some(steps, out)
+        return dict(np.load(out))
+
+    return trained
 
 
 def relative(a: dict, b: dict, names: list[str]) -> float:
@@ -31,25 +38,25 @@ def relative(a: dict, b: dict, names: list[str]) -> float:
     return float(np.linalg.norm(first - second) / max(np.linalg.norm(first), 1e-12))
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_train_as_one_does(one, count, tmp_path):
+@pytest.mark.parametrize(("count", "steps"), usually(RUNS[:1], RUNS, True))
+def test_several_processes_train_as_one_does(one, count, steps, tmp_path):
     """Noise, times, dropout, augmentation and order are those of one process; sums are added in another order.
 
     Measured after 200 steps: losses within 2.2e-6, weights 6e-6, a tensor at most 9e-5; after 3 steps weights 2e-8.
     """
-    steps = STEPS[count]
     for done in launch([SCRIPT, steps, tmp_path / "out.npz"], count, timeout=200):
         assert done.returncode == 0, done.stderr
-    other = dict(np.load(tmp_path / "out.npz"))
-    np.testing.assert_allclose(other["losses"], one["losses"][:steps], rtol=1e-5)
+    other, alone = dict(np.load(tmp_path / "out.npz")), one(steps)
+    np.testing.assert_allclose(other["losses"], alone["losses"], rtol=1e-5)
     for step, bound in ((3, 1e-6), (steps, 1e-4)):
         for averaged in (False, True):
             names = [name for name in other if name.startswith(f"{step}/") and ("/ema/" in name) == averaged]
-            assert relative(one, other, names) < bound, (step, averaged)
+            assert relative(alone, other, names) < bound, (step, averaged)
             for name in names:
-                assert relative(one, other, [name]) <= 1e-3, name
+                assert relative(alone, other, [name]) <= 1e-3, name
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     """Two, then one, then four; metrics, checkpoints and evaluations are written once."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"

@@ -1,0 +1,143 @@
+"""The running text of the document of DiffuseVAE's speed-up; all that it says follows from the numbers."""
+
+from .data_sets import DATA_SETS
+from .documents import paragraph
+from .speed_up_numbers import (
+    MODELS,
+    Results,
+    compare,
+    first_stage_distances,
+    first_stages,
+    models_of,
+    steps_of,
+    summary,
+)
+
+COMMAND = "python benchmarks/studies/reproduce.py speed-up"
+COUNTS = {3: "three", 4: "four", 5: "five"}
+FIRST_STAGES = {"vae": "VAE (the first stage)", "vae-beta4": "VAE, β = 4 (the first stage)"}
+
+
+def opening(found: dict[str, Results]) -> str:
+    """Return the title, and how the models of each data set were trained and measured."""
+    parts = ["# Does the image of a VAE save sampling steps?"]
+    for name, results in found.items():
+        data, budget = DATA_SETS[name], results["budget"]
+        rows = results["models"].items()
+        sizes = sorted(row["parameters"] for key, row in rows if not key.startswith("vae"))
+        command = COMMAND if name == "digits" else f"{COMMAND} --data {name}"
+        count = len(models_of(results))
+        text = f"""
+        Written by `{command}` from `{data.file("speed-up")}.json`. A DDPM and DiffuseVAEs of both formulations, with
+        {sizes[0]:,} to {sizes[-1]:,} parameters (both stages of a DiffuseVAE together), are trained for
+        {budget["steps"]} optimiser steps of 64 {name} with {budget["seeds"]} seeds, on L_simple, at all noise levels.
+        The VAE of the first stage is trained first, for as many steps. {data.fd_name} compares {results["images"]}
+        samples with the training {name}; lower is better. ± is the standard error over the seeds (of training and of
+        sampling), with its relative size pooled over the {COUNTS.get(count, count)} models."""
+        if results.get("yardstick"):
+            value, error = results["yardstick"]
+            text += f" For as many held-out {name} it is {value:.1f} ± {error:.1f} (the error over the images)."
+        if "vae-beta4" in first_stages(results):
+            text += """
+            β = 4: the KL has this weight in the training loss of the VAE (Higgins et al. 2017), so that its
+            latents lie nearer to the prior, and its reconstructions farther from the images."""
+        parts.append(paragraph(text))
+    return "\n\n".join(parts)
+
+
+def reasons(found: dict[str, Results]) -> str:
+    """Return an explanation that fits the numbers of each data set, for either result."""
+    parts = ["## Why"]
+    for name, results in found.items():
+        start = "" if len(found) == 1 else f"{name.capitalize()}: "
+        parts.append(paragraph(start + " ".join([*_second_stage(name, results), *_weighted(name, results)])))
+    return "\n\n".join(parts)
+
+
+def _second_stage(name: str, results: Results) -> list[str]:
+    distance, (prior, mixture) = DATA_SETS[name].fd_name, first_stage_distances(results, "vae")
+    most, few = steps_of(results, "ddim")[-1], steps_of(results, "mixture")
+    from_prior = summary(results, "diffusevae1", f"ddim-{most}")[0]
+    from_mixture = summary(results, "diffusevae1", f"mixture-{few[-1]}")[0]
+    ratio, verdict = compare(results, "diffusevae1", "ddpm", f"mixture-{few[0]}")
+    saves = {
+        "lower": "the image of the VAE saves sampling steps.",
+        "equal": "no significant difference, so it is not shown that the image of the VAE saves sampling steps.",
+        "higher": "the image of the VAE saves no sampling steps.",
+    }
+    parts = ["The second stage changes the details of an image and not which digit it shows."] * (name == "digits")
+    parts += [
+        f"{distance} of the VAEs' images is {prior:.1f} with z from the prior",
+        f"and {mixture:.1f} with z from the mixture.",
+        f"Refined by DiffuseVAE 1 it is {from_prior:.1f} (DDIM, {most} steps)",
+        f"and {from_mixture:.1f} ({few[-1]} steps).",
+        "So z limits the samples of a DiffuseVAE at any number of steps: the prior draws z that the encoder does not "
+        "give, and further steps do not correct the images that the VAE decodes from them."
+        if from_prior > 2.0 * from_mixture
+        else "The mixture changes this little, so it is not z from the prior that limits a DiffuseVAE here.",
+        f"At {few[0]} steps the {distance} of DiffuseVAE 1 with the mixture is {ratio:.2f} times that of the DDPM:",
+        saves[verdict],
+    ]
+    if mixture <= from_mixture:
+        parts.append(
+            f"With the mixture, {distance} of the VAE's images is not higher than that of the refined ones: measured "
+            f"by {distance}, the second stage does not improve the samples here."
+        )
+    return parts
+
+
+def _weighted(name: str, results: Results) -> list[str]:
+    """Return what a larger weight of the KL changes, where it was tried."""
+    if "vae-beta4" not in first_stages(results):
+        return []
+    distance, most = DATA_SETS[name].fd_name, steps_of(results, "ddim")[-1]
+    (prior, mixture), (prior_4, mixture_4) = (first_stage_distances(results, vae) for vae in ("vae", "vae-beta4"))
+    parts = [
+        f"With β = 4, {distance} of the VAE's images is {prior_4:.1f} with z from the prior and {mixture_4:.1f} with "
+        f"z from the mixture (β = 1: {prior:.1f} and {mixture:.1f}).",
+        "The prior costs less then, relative to the mixture."
+        if prior_4 / mixture_4 < prior / mixture
+        else "The prior costs no less then, relative to the mixture.",
+    ]
+    if "diffusevae1-beta4" not in models_of(results):
+        return parts
+    few = steps_of(results, "mixture")[-1]
+    words = {"lower": "lower", "higher": "higher", "equal": "not significantly different"}
+    for setting, z in ((f"ddim-{most}", "the prior"), (f"mixture-{few}", "the mixture")):
+        value, _ = summary(results, "diffusevae1-beta4", setting)
+        ratio, verdict = compare(results, "diffusevae1-beta4", "diffusevae1", setting)
+        steps = setting.rpartition("-")[2]
+        parts.append(
+            f"Refined by its DiffuseVAE 1 in {steps} steps, with z from {z}, it is {value:.1f}, {ratio:.2f} times that "
+            f"with β = 1: {words[verdict]}."
+        )
+    return parts
+
+
+def bounds(found: dict[str, Results]) -> str:
+    """Return the table of bits/dim."""
+    lines = ["## Bits per dimension", "", "| model | parameters | bits/dim of each seed |", "|---|---:|---|"]
+    for name, results in found.items():
+        names = {each: FIRST_STAGES[each] for each in first_stages(results)}
+        for each, text in (names | {model: MODELS[model] for model in models_of(results)}).items():
+            rows = [results["models"][f"{each}-seed{seed}"] for seed in range(results["budget"]["seeds"])]
+            cells = ", ".join("{bpd:.3f}".format(**row) for row in rows)
+            title = text if len(found) == 1 else f"{name}: {text}"
+            lines.append(f"| {title} | {rows[0]['parameters']:,} | {cells} |")
+    note = """
+    The VAE is trained on its bound, the others on L_simple, whose weights are not those of the bound. The bound of a
+    DiffuseVAE includes the KL of its latent, which the bound of the DDPM does not have."""
+    if any("vae-beta4" in first_stages(results) for results in found.values()):
+        note += " The bits/dim with β = 4 are those of the bound itself, in which the KL has the weight 1."
+    return "\n".join(lines) + "\n\n" + paragraph(note)
+
+
+def interpolations(found: dict[str, Results]) -> str:
+    """Return the section of the interpolations."""
+    text = """
+    Interpolations of DiffuseVAE 2, first seed, by DDIM in 50 steps (`fastdiff interpolate`): along a line between two
+    z, along a line between the mean z of two classes, and along an arc between two x_T, with everything else fixed."""
+    if "digits" in found:
+        text += " z determines the digit."
+    figures = [f"![Interpolations in z and in x_T]({DATA_SETS[name].file('speed-up')}-strips.png)" for name in found]
+    return "\n\n".join(["## Two latents", paragraph(text), *figures])
