@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 .PHONY: sample test slow check machine mutants faults same-numbers bench bench-gpu static-cost format lint types clean
 
 sample: $(STAMP)  ## Draw A to Z four times from the embedded model of letters into samples.png
-	$(BIN)/fastdiff sample letters --label all -n 104 --sampler unipc --steps 25 --out samples.png
+	$(BIN)/fastdiff sample letters --label all -n 104 --steps 100 --out samples.png
 
 test: $(STAMP)-dev  ## Run the tests, in two processes of one thread
 	$(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable

@@ -164,6 +164,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(small_disk):
     """The first checkpoint fits, the second does not, and for the third the averaged weights alone."""
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
