@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .comparison import difference, direction, evaluated, freedom, mean_over_seeds, seeds_of, summary, verdict
+from .data_sets import DATA_SETS
 from .documents import bullets, paragraph, plotting, save
 
 COMMAND = "python benchmarks/studies/reproduce.py latent-steps"
@@ -64,9 +65,10 @@ def _trained(results: dict[str, Any]) -> list[str]:
 
 
 def _opening(everything: Results) -> str:
+    sources = " and ".join(f"`{DATA_SETS[data].file('latent-steps')}.json`" for data in everything)
     text = f"""
-    Written by `{COMMAND}` (with `--data letters` for the letters) from the numbers in `latent-steps.json` and
-    `latent-steps-letters.json`. Each model is trained on its own bound, without labels and without augmentation. Bits
+    Written by `{COMMAND}` (with `--data letters` for the letters) from the numbers in {sources}.
+    Each model is trained on its own bound, without labels and without augmentation. Bits
     per dimension are on held-out images. The DDPMs learn their variances. All values of a data set are bounds on the
     same likelihood, that of the levels of a pixel, so they can be compared; those of two data sets cannot."""
     title = "# Is a diffusion model a thousand-step VAE?"

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFont
 
+from fastdiff.data import LETTERS
+
 from .runner import StudyError
 
 PACKAGES = Path(__file__).with_name("letters-packages.txt")
@@ -30,7 +32,6 @@ LICENCES = {  # what a package calls a licence that allows the images, and how i
 }
 VERA = "Bitstream Vera Fonts Copyright"  # in the licence of the DejaVu fonts, whose packages say OFL-1.1
 NOTICE = re.compile(r"copyright|\(c\)|©", re.IGNORECASE)
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SIZE = 28  # pixels of an image each way
 SCALE = 8  # the letters are drawn so many times larger, and averaged
 HEIGHT = 20  # pixels of the median of the heights of a style's letters

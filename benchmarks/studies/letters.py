@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LEVELS = 16
+from fastdiff.data import LETTERS_LEVELS
+
 NEIGHBOURS, READABLE = 5, 0.5
 SAME, RELATED, NEAR = 0.04, 0.09, 0.02
 HELD_OUT, SEED = 0.1, 0
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     fetch(packages(), options.fonts)
     families, sums, left_out = drawn(options.fonts)
-    images = {style: quantised(each, LEVELS) for style, each in sums.items()}
+    images = {style: quantised(each, LETTERS_LEVELS) for style, each in sums.items()}
     styles = select(families, images, left_out)
     arrays = split(styles, images)
     np.savez_compressed(options.out / "letters.npz", allow_pickle=False, **arrays)
@@ -164,11 +165,10 @@ def readability(styles: Styles, images: dict[Any, NDArray[np.uint8]]) -> dict[st
 
 def style_distances(styles: Styles, images: dict[Any, NDArray[np.uint8]]) -> NDArray[np.float64]:
     """Return the root mean square difference of the pixels of every two styles, in [0, 1]; [S, S]."""
-    points = np.stack([images[style] for style in styles]).reshape(len(styles), -1).astype(np.float64)
-    products = points @ points.T
-    norms = np.diag(products)
-    squares = norms[:, None] + norms - 2.0 * products
-    return np.sqrt(squares / points.shape[1]) / (LEVELS - 1)
+    from benchmarks.studies.letter_distances import distances
+
+    points = np.stack([images[style] for style in styles])
+    return distances(points, points)
 
 
 # ------------------------------------------------------------------------------------------------ split
@@ -197,7 +197,7 @@ def designs(styles: Styles, images: dict[Any, NDArray[np.uint8]]) -> list[list[s
 
 def split(styles: Styles, images: dict[Any, NDArray[np.uint8]]) -> dict[str, NDArray[Any]]:
     """Return the arrays of the data set: images, labels and the number of the family of both parts, and all names."""
-    from benchmarks.studies.letters_report import nearest
+    from benchmarks.studies.letter_distances import nearest
 
     groups = designs(styles, images)
     order = np.random.default_rng(SEED).permutation(len(groups))

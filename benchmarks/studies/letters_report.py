@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .letter_distances import distances, nearest
 from .letter_fonts import LICENCES
 
 INTRODUCTION = """# The fonts of letters.npz
@@ -54,30 +55,13 @@ def report(arrays: dict[str, NDArray[Any]], left_out: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def nearest(
-    images: NDArray[np.uint8], labels: NDArray[np.uint8], others: NDArray[np.uint8], other_labels: NDArray[np.uint8]
-) -> NDArray[np.float64]:
-    """Return the root mean square difference of each image to the nearest of ``others`` with its label, in [0, 1]."""
-    found = np.zeros(len(images))
-    for letter in range(26):
-        chosen = labels == letter
-        found[chosen] = _distances(images[chosen], others[other_labels == letter]).min(1)
-    return found
-
-
 def nearest_of_other_families(arrays: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
     """Return the distance of each training image to the nearest one with its label of another training family."""
     images, labels, families = (arrays[f"train_{name}"] for name in ("images", "labels", "families"))
     found = np.zeros(len(images))
     for letter in range(26):
         chosen = labels == letter
-        distances = _distances(images[chosen], images[chosen])
+        apart = distances(images[chosen], images[chosen])
         owners = families[chosen]
-        found[chosen] = np.where(owners[:, None] == owners, np.inf, distances).min(1)
+        found[chosen] = np.where(owners[:, None] == owners, np.inf, apart).min(1)
     return found
-
-
-def _distances(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
-    one, other = (each.reshape(len(each), -1).astype(np.float64) for each in (images, others))
-    squares = (one**2).sum(1)[:, None] + (other**2).sum(1) - 2.0 * one @ other.T
-    return np.sqrt(np.maximum(squares, 0.0) / one.shape[1]) / 15.0

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .comparison import critical, difference, evaluated, freedom, mean_over_seeds, seed_variance, seeds_of, verdict
+from .data_sets import DATA_SETS
 from .documents import bullets, paragraph
 from .noise_schedules_figures import Results, draw_gamma, draw_steps, draw_training
 
@@ -58,9 +59,10 @@ def _each(texts: dict[str, str]) -> str:
 
 
 def _opening(everything: Results) -> str:
+    sources = " and ".join(f"`{DATA_SETS[data].file('schedules')}.json`" for data in everything)
     text = f"""
-    Written by `{COMMAND}` (with `--data letters` for the letters) from the numbers in `schedules.json` and
-    `schedules-letters.json`. The models of a data set share a network; gamma runs from -8 to 5. Bits per dimension are
+    Written by `{COMMAND}` (with `--data letters` for the letters) from the numbers in {sources}.
+    The models of a data set share a network; gamma runs from -8 to 5. Bits per dimension are
     on the held-out images, with the same draws for all models of a data set. The models are small and were trained for
     minutes, so the numbers serve to compare them with each other."""
     title = "# Variational diffusion: schedules, Fourier features, times, number of steps"

@@ -22,11 +22,12 @@ def test_it_is_small_and_as_good_as_its_record_says():
     groups = data.test_groups
     assert groups is not None
     found = evaluate(model, data.test_images[::5], draws=2, groups=groups[::5])
-    assert found.mean == pytest.approx(record["bpd"], abs=0.025)
+    assert found.mean == pytest.approx(record["bpd"], abs=0.008)
     assert model.config.names == LETTERS
 
 
 def test_letters_are_read_as_what_was_asked_for():
+    """Measured: all 52."""
     images = fastdiff.sample("letters", 52, 25, "unipc", labels=list(LETTERS) * 2, guidance=1.5, output="levels")
     read = load_classifier("letters").logits(images).argmax(1)
-    assert float((read == torch.arange(52) % 26).double().mean()) > 0.9
+    assert float((read == torch.arange(52) % 26).double().mean()) > 0.95

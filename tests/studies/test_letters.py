@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.studies import letter_fonts, letters
+from benchmarks.studies.letter_distances import nearest
 from benchmarks.studies.letter_fonts import (
     Family,
     copyright_of,
@@ -32,7 +33,7 @@ from benchmarks.studies.letters import (
     split,
     style_distances,
 )
-from benchmarks.studies.letters_report import nearest, report, write_attribution
+from benchmarks.studies.letters_report import report, write_attribution
 
 matplotlib = importlib.util.find_spec("matplotlib")
 FONTS = Path(matplotlib.origin).parent / "mpl-data/fonts/ttf" if matplotlib and matplotlib.origin else Path("none")
