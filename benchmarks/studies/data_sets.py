@@ -12,6 +12,7 @@ from torch import Tensor
 from fastdiff.data import Dataset, digits, letters
 from fastdiff.evaluation import Frechet, fd_digits, fd_letters
 from fastdiff.models import ConvVAEConfig, HVAEConfig, UNetConfig
+from fastdiff.training import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class DataSet:
         shape, levels, num_classes: of its images and labels.
         augmented: whether images are shifted in training where a study has a label for it.
         fourier: ``(n_min, n_max)`` of the Fourier features.
-        learning_rate: peak learning rate of all models.
+        batch_size, learning_rate: images per optimiser step and peak learning rate of all models.
         network: the network of models that all have the same one.
         vae, second_stage, ddpm: a first stage and the network of a DiffuseVAE's second stage, which together have as
             many parameters as a DDPM with the network ``ddpm``.
@@ -39,6 +40,7 @@ class DataSet:
     num_classes: int
     augmented: bool
     fourier: tuple[int, int]
+    batch_size: int
     learning_rate: float
     network: UNetConfig
     vae: HVAEConfig
@@ -46,6 +48,12 @@ class DataSet:
     ddpm: UNetConfig
     fd: Callable[[Tensor], Frechet]
     fd_name: str
+
+    def training(self, steps: int, **fields: Any) -> TrainConfig:
+        """Return how a model is trained for a number of steps, with the seed 0 unless ``fields`` say otherwise."""
+        return TrainConfig(
+            data=self.name, max_steps=steps, batch_size=self.batch_size, learning_rate=self.learning_rate, **fields
+        )
 
     @property
     def bare(self) -> dict[str, Any]:
@@ -62,7 +70,8 @@ _LETTERS: dict[str, Any] = {"shape": (1, 28, 28), "levels": 16}
 
 DATA_SETS = {
     "digits": DataSet(
-        "digits", digits, **_DIGITS, num_classes=10, augmented=True, fourier=(3, 4), learning_rate=3e-3,
+        "digits", digits, **_DIGITS, num_classes=10, augmented=True, fourier=(3, 4),
+        batch_size=64, learning_rate=3e-3,
         network=UNetConfig(widths=(32, 48), blocks=2, dropout=0.1),
         vae=HVAEConfig(**_DIGITS, network=ConvVAEConfig(widths=(28, 32))),
         second_stage=UNetConfig(widths=(32, 48), blocks=2, dropout=0.1),
@@ -70,7 +79,8 @@ DATA_SETS = {
         fd=fd_digits, fd_name="FD-digits",
     ),
     "letters": DataSet(
-        "letters", letters, **_LETTERS, num_classes=26, augmented=False, fourier=(3, 4), learning_rate=2e-3,
+        "letters", letters, **_LETTERS, num_classes=26, augmented=False, fourier=(3, 4),
+        batch_size=32, learning_rate=2e-3,  # with 32 images twice as many steps fit into the time
         network=UNetConfig(widths=(16, 32, 64), blocks=1, dropout=0.0),
         vae=HVAEConfig(**_LETTERS, latent=32, network=ConvVAEConfig(widths=(16, 32, 24), blocks=1, dropout=0.1)),
         second_stage=UNetConfig(widths=(16, 32, 48), blocks=1, dropout=0.0),

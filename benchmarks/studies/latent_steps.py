@@ -15,7 +15,6 @@ from attrs import evolve
 
 from fastdiff.evaluation import evaluate, evaluate_latents
 from fastdiff.models import ConvVAEConfig, DDPMConfig, HVAEConfig, ImageConfig, VDMConfig
-from fastdiff.training import TrainConfig
 
 from . import noise_schedules
 from .bounds import bound_row, held_out
@@ -66,7 +65,7 @@ SCOPES = {
 def runs(data: DataSet, budget: Budget) -> list[Run]:
     """Return the models of the study, one per setting and seed."""
     scope = SCOPES[data.name]
-    train = TrainConfig(data=data.name, max_steps=budget.steps, learning_rate=data.learning_rate)
+    train = data.training(budget.steps)
     return [
         Run(f"{name}-seed{seed}", model, evolve(train, seed=seed))
         for name, model in _models(data, budget.steps).items()

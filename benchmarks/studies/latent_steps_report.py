@@ -80,8 +80,8 @@ def _scope(data: str, results: dict[str, Any]) -> str:
     sizes = sorted(row["parameters"] for row in rows.values())
     first = rows["vdm-inf-seed0"]
     text = f"""
-    The {data}: {sizes[0]:,} to {sizes[-1]:,} parameters, {budget["steps"]} optimiser steps of 64 images,
-    {budget["seeds"]} seeds, {evaluated(first)}, {budget["draws"]} draws each."""
+    The {data}: {sizes[0]:,} to {sizes[-1]:,} parameters, {budget["steps"]} optimiser steps of
+    {DATA_SETS[data].batch_size} images, {budget["seeds"]} seeds, {evaluated(first)}, {budget["draws"]} draws each."""
     single = [TITLES[name] for name in _trained(results) if len(seeds_of(rows, name)) == 1]
     missing = [TITLES[name] for name in ORDER if name not in _trained(results)]
     text += f" One seed alone: {'; '.join(single)}." if single else ""

@@ -75,7 +75,7 @@ def all_settings(data: DataSet, steps: int) -> dict[str, tuple[ImageConfig, Trai
     they have no labels, and are those of the study of latent steps.
     """
     images: dict[str, Any] = data.bare
-    train = TrainConfig(data=data.name, max_steps=steps, learning_rate=data.learning_rate)
+    train = data.training(steps)
     if data.augmented:
         images |= {"num_classes": data.num_classes, "augmented": True}
         train = evolve(train, shift=0.5, label_dropout=0.6)

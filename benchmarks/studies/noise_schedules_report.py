@@ -73,8 +73,8 @@ def _scope(data: str, results: dict[str, Any]) -> str:
     budget, sizes, rows = results["budget"], sorted(results["parameters"].values()), results["bound"]
     first = rows["linear-seed0"]
     text = f"""
-    The {data}: {sizes[0]:,} to {sizes[-1]:,} parameters, {budget["steps"]} optimiser steps of 64 images,
-    {budget["seeds"]} seeds, {evaluated(first)}, {budget["draws"]} draws each."""
+    The {data}: {sizes[0]:,} to {sizes[-1]:,} parameters, {budget["steps"]} optimiser steps of
+    {DATA_SETS[data].batch_size} images, {budget["seeds"]} seeds, {evaluated(first)}, {budget["draws"]} draws each."""
     if "group_sizes" in first:
         text += f"""
         The images of a family are not independent, so errors are over families: for the first seed of `linear`

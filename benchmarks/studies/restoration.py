@@ -21,7 +21,7 @@ from fastdiff.sampling import reconstruct
 from .data_sets import DataSet
 from .restoration_report import STEPS, write_report
 from .runner import Run, load_run, measure_runs
-from .speed_up import diffusion, training
+from .speed_up import diffusion
 from .speed_up import runs as speed_up_runs
 from .study import Budget, Study
 
@@ -35,7 +35,7 @@ SHOWN = 10  # images in the document
 
 def runs(data: DataSet, budget: Budget) -> list[Run]:
     """Return the models of the study: VAEs and DiffuseVAEs of formulation 1 of `speed_up`, and restoration models."""
-    train = training(data, budget)
+    train = data.training(budget.steps, loss="simple")
     shared = [run for run in speed_up_runs(data, budget) if run.setting in ("vae", "diffusevae1")]
     return shared + [
         Run(

@@ -22,7 +22,6 @@ from fastdiff.models import DDPMConfig, DiffuseVAEConfig, ImageConfig, Model, UN
 from fastdiff.sampling import interpolate
 from fastdiff.sampling.interpolation import VARIED
 from fastdiff.sampling.mixtures import LatentMixture, draw_latents, fit_latents, fitted_to, scikit_learn
-from fastdiff.training import TrainConfig
 
 from .data_sets import DataSet
 from .documents import image_text
@@ -94,11 +93,6 @@ def diffusion(data: DataSet, network: UNetConfig) -> dict[str, Any]:
     return {**data.bare, "continuous_noise_conditioning": True, "network": network}
 
 
-def training(data: DataSet, budget: Budget) -> TrainConfig:
-    """Return how a diffusion is trained with the seed 0."""
-    return TrainConfig(data=data.name, max_steps=budget.steps, learning_rate=data.learning_rate, loss="simple")
-
-
 def runs(data: DataSet, budget: Budget) -> list[Run]:
     """Return the models of the study, one per setting and seed."""
     second = diffusion(data, data.second_stage)
@@ -111,7 +105,7 @@ def runs(data: DataSet, budget: Budget) -> list[Run]:
             name = f"diffusevae{formulation}{suffix}"
             models[name] = DiffuseVAEConfig(**second, vae=vae, formulation=formulation)
             first_stages[name] = f"vae{suffix}"
-    train = training(data, budget)
+    train = data.training(budget.steps)
     return [
         Run(f"{name}-seed{seed}", model, evolve(
             train, seed=seed, loss="elbo" if name.startswith("vae") else "simple",
@@ -209,5 +203,5 @@ def _samples(everything: list[Run], folder: Path) -> dict[str, list[str]]:
     return found
 
 
-BUDGETS = {"digits": Budget(steps=4000, seeds=3, draws=32), "letters": Budget(steps=5000, seeds=2, draws=16)}
+BUDGETS = {"digits": Budget(steps=4000, seeds=3, draws=32), "letters": Budget(steps=4000, seeds=2, draws=16)}
 STUDY = Study("speed-up", runs, gather, write_report, BUDGETS, "diffusevae", needs=scikit_learn)

@@ -30,7 +30,8 @@ def opening(found: dict[str, Results]) -> str:
         text = f"""
         Written by `{command}` from `{data.file("speed-up")}.json`. A DDPM and DiffuseVAEs of both formulations, with
         {sizes[0]:,} to {sizes[-1]:,} parameters (both stages of a DiffuseVAE together), are trained for
-        {budget["steps"]} optimiser steps of 64 {name} with {budget["seeds"]} seeds, on L_simple, at all noise levels.
+        {budget["steps"]} optimiser steps of {data.batch_size} {name} with {budget["seeds"]} seeds, on L_simple, at all
+        noise levels.
         The VAE of the first stage is trained first, for as many steps. {data.fd_name} compares {results["images"]}
         samples with the training {name}; lower is better. ± is the standard error over the seeds (of training and of
         sampling), with its relative size pooled over the {COUNTS.get(count, count)} models."""
