@@ -8,6 +8,8 @@ import pytest
 from benchmarks.gpu_batches import PYTEST, Collector, Recorder, run_processes
 from benchmarks.gpu_schedule import History, Journal
 
+pytestmark = pytest.mark.slow  # it waits for a process that hangs
+
 TESTS = """
 import os, signal, subprocess, sys, time, warnings
 import pytest

@@ -164,6 +164,7 @@ def test_layers_of_a_network_that_never_numbered_them_are_found():
     assert torch.equal(network[1](x), dropout(x, 0.5, Noise(1)))
 
 
+@pytest.mark.slow
 def test_a_compiled_network_takes_a_new_step_without_compiling():
     """Values and gradients are those of eager calls; the noise is set inside the compiled function."""
     owner, x = Owner(), inputs()

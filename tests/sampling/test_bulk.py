@@ -136,6 +136,7 @@ def test_a_list_without_a_request(tmp_path, request_of_list):
         sample_to_folder(small(), tmp_path, 2, steps=2)
 
 
+@pytest.mark.slow
 def test_kills_lose_one_piece_at_most(tmp_path, kept_model):
     """Killed (SIGKILL) at a file operation: what is there is right, and the next call draws the rest.
 
