@@ -111,6 +111,8 @@ def main(arguments: list[str] | None = None) -> None:
         "seeds": scope.seeds,
         "rows": {k: row for k, row in rows.items() if row["calls"]},
     }
+    if not rows["ancestral"]["calls"]:
+        parser.error("--report needs the reference, ancestral sampling: measure it first")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{data.file('few-calls')}.json").write_text(json.dumps(results) + "\n")
     write_report(results_of("few-calls", options.out), options.out)
@@ -123,7 +125,8 @@ class Store:
         model: the diffusion model.
         data: its `DataSet`.
         scope: the settings.
-        folder: where the results are kept. Those of other weights, options or numbers of images are measured again.
+        folder: where the results are kept. Those of other weights, options, seeds or numbers of images are measured
+            again.
     """
 
     def __init__(self, model: Any, data: Any, scope: Scope, folder: Path) -> None:
@@ -152,7 +155,9 @@ class Store:
         for title, (name, calls, seed) in waiting.items():
             since = time.monotonic()
             found = [*self.read(name, calls), self.distance(name, calls, seed)]
-            self._path(name, calls).write_text(json.dumps({"key": self._key(name, calls), "found": found}))
+            seeds = self.scope.seeds_of(calls)[: len(found)]
+            content = {"key": self._key(name, calls), "seeds": seeds, "found": found}
+            self._path(name, calls).write_text(json.dumps(content))
             left = progress.done(title, time.monotonic() - since)
             print(f"{title}: {found[-1]}, about {left:.0f} minutes left", flush=True)
 
@@ -160,7 +165,10 @@ class Store:
         """Return [distance, its standard error] of every seed that is measured already."""
         path = self._path(name, calls)
         content = json.loads(path.read_text()) if path.is_file() else {}
-        return content.get("found", []) if content.get("key") == self._key(name, calls) else []
+        found = content.get("found", [])
+        seeds = list(self.scope.seeds_of(calls)[: len(found)])
+        same = content.get("key") == self._key(name, calls) and content.get("seeds", seeds) == seeds
+        return found if same else []
 
     def distance(self, name: str, calls: int, seed: int) -> list[float]:
         """Return the distance of the images of a setting, and its standard error."""

@@ -78,6 +78,29 @@ def best(results: Results, calls: int, own: bool) -> dict[str, Any]:
     return min(rows, key=lambda each: summary(each, calls)[0])
 
 
+def error_of_images(row: dict[str, Any], calls: int) -> float:
+    """Return the standard error of the mean over the seeds that the draws of images give."""
+    return summary(row, calls)[2] / math.sqrt(len(row["calls"][str(calls)]))
+
+
+def gap(row: dict[str, Any], calls: int, other: dict[str, Any], other_calls: int) -> tuple[float, float]:
+    """Return the mean distance of a row minus that of another, and its standard error.
+
+    The error is that of the draws of images, which a few seeds show better than their spread does. It is unpaired: the
+    rows share the noise of their seeds, so it is too large rather than too small.
+    """
+    difference = summary(row, calls)[0] - summary(other, other_calls)[0]
+    return difference, math.hypot(error_of_images(row, calls), error_of_images(other, other_calls))
+
+
+def near_the_best(results: Results, calls: int) -> list[str]:
+    """Return the other rows that are not above the best one at a number of calls by two standard errors of `gap`."""
+    first = best(results, calls, own=True)
+    rows = [row for row in results["rows"].values() if str(calls) in row["calls"] and row is not first]
+    gaps = {label(row): gap(row, calls, first, calls) for row in rows}
+    return [name for name, (difference, error) in gaps.items() if difference <= 2.0 * error]
+
+
 def counts_of(results: Results) -> list[int]:
     """Return the numbers of calls."""
     return sorted({int(count) for row in results["rows"].values() for count in row["calls"]})
@@ -101,11 +124,14 @@ def _opening(data: DataSet, results: Results) -> str:
     known = "half" if len(seeds) == 3 else "three quarters of"
     text = f"""
     Written by `{command}` from `{data.file("few-calls")}.json`. {data.fd_name} of {results["images"]:,} samples of the
-    embedded model against the training {data.name}, by the number of calls of the network; lower is better. Heun calls
+    embedded model, without labels, against the training {data.name}, by the number of calls of the network; lower is
+    better. Heun calls
     it twice a step, so it takes calls // 2 steps; the other samplers take as many steps as calls. Every number is the
     mean over the sampling seeds {", ".join(map(str, seeds))} ± its standard error over these seeds; in parentheses the
     standard error of one seed's draw of images, which includes no bias of the distance. With {len(seeds)} seeds
-    the first error is itself known to about {known} its size."""
+    the first error is itself known to about {known} its size, so differences are judged by the second one, divided by
+    the root of the number of seeds: two numbers differ significantly if they are two standard errors of their
+    difference apart. The distance is biased upwards, the more the fewer the samples (Chong and Forsyth 2020)."""
     if once:
         text += f" The {last[0]} calls of ancestral sampling are of one seed."
     return paragraph(text)
@@ -114,12 +140,16 @@ def _opening(data: DataSet, results: Results) -> str:
 def _short(data: DataSet, results: Results) -> str:
     parts = []
     for calls, aim in AIMS.items():
+        if calls not in counts_of(results):  # a report of what is measured so far
+            continue
         first, without = (best(results, calls, own) for own in (True, False))
-        before = results["rows"]["dpm-solver"]
+        before, others = results["rows"].get("dpm-solver"), near_the_best(results, calls)
         part = f"At {calls} calls the best is {label(first)}: {figures(first, calls)}"
+        part += f". Not significantly above it: {'; '.join(others)}." if others else ", significantly below all others."
         if has_own_times(results):
-            part += f"; without the model's own times it is {label(without)}: {figures(without, calls)}"
-        part += f". DPM-Solver++(2M), even in time, has {figures(before, calls)}."
+            part += f" Without the model's own times the best is {label(without)}: {figures(without, calls)}."
+        if before is not None and str(calls) in before["calls"]:
+            part += f" DPM-Solver++(2M), even in time, has {figures(before, calls)}."
         if data.name == "digits":
             part += f" The aim of {aim:g} is {'met' if summary(first, calls)[0] <= aim else 'missed'}."
         parts.append(part)
@@ -139,26 +169,33 @@ def _table(results: Results) -> str:
 
 def _reading(data: DataSet, results: Results) -> list[str]:
     """What the table says of the spacings, from its numbers; nothing where one spacing was tried."""
-    rows, parts, coarse = results["rows"], [], []
+    rows, parts, coarse = results["rows"], [], list[tuple[dict[str, Any], int]]()
     for calls in (count for count in counts_of(results) if count <= 25):
         of_unipc = [row for row in rows.values() if row["sampler"] == "unipc" and str(calls) in row["calls"]]
-        means = {spacing_of(row): summary(row, calls)[0] for row in of_unipc if spacing_of(row) != "model"}
-        coarse += means.values()
+        of_unipc = [row for row in of_unipc if spacing_of(row) != "model"]
+        means = {spacing_of(row): summary(row, calls)[0] for row in of_unipc}
+        coarse += [(row, calls) for row in of_unipc]
         order = sorted(means, key=lambda key: means[key])
         if len(order) > 1:
             parts.append(f"{calls} calls: " + ", ".join(f"{SPACINGS[key]} {means[key]:.2f}" for key in order))
     if not parts:
         return []
     text = f"UniPC by spacing, from the best to the worst. {'; '.join(parts)}."
-    last = max(map(int, rows["unipc"]["calls"]))
-    if min(coarse) < summary(rows["unipc"], last)[0]:
-        text += f"""
-        {data.fd_name} does not fall steadily to the value of the exact flow: some coarse solutions lie nearer to the
-        training {data.name} than that of many steps, so a low value at few calls says that the images are good, and not
-        that the flow is solved accurately."""
+    fine = rows["unipc"], max(map(int, rows["unipc"]["calls"]))
+    coarse = [each for each in coarse if each[1] < fine[1]]
+    if not coarse:
+        return [paragraph(text)]
+    least = min(coarse, key=lambda each: summary(*each)[0])
+    difference, error = gap(*least, *fine)
+    text += f""" The lowest of these, {SPACINGS[spacing_of(least[0])]} with {least[1]} calls, minus that of {fine[1]}
+    calls, even in time: {difference:+.2f} ± {error:.2f}"""
+    if difference < -2.0 * error:
+        text += f""". So {data.fd_name} does not fall steadily to the value of the exact flow: a coarse solution lies
+        nearer to the training {data.name} than that of many steps."""
     else:
-        text += f" No coarse solution lies nearer to the training {data.name} than that of {last} calls, even in time."
-    return [paragraph(text + " A different model has a different best spacing." * (data.name == "digits"))]
+        text += f", so no coarse solution lies significantly nearer to the training {data.name}."
+    text += " A low value at few calls says that the images are good, and not that the flow is solved accurately."
+    return [paragraph(text)]
 
 
 def _side_by_side(found: dict[str, Results]) -> str:
@@ -181,17 +218,23 @@ def _side_by_side(found: dict[str, Results]) -> str:
         lines.append(f"| {title} | {' | '.join(cells)} |")
     sentences = []
     for n in shared:
-        firsts = {name: min(ratios[name, n], key=lambda key, at=(name, n): ratios[at][key]) for name in found}
-        if len(set(firsts.values())) == 1:
-            sentences.append(f"At {n} calls {NAMES[next(iter(firsts.values()))]} is the best on each.")
-        else:
-            each = ", ".join(f"{NAMES[sampler]} on the {name}" for name, sampler in firsts.items())
-            sentences.append(f"At {n} calls the best are {each}.")
+        each = []
+        for name, results in found.items():
+            ranked = sorted(ratios[name, n], key=lambda key, at=(name, n): ratios[at][key])
+            first, others = results["rows"][ranked[0]], [results["rows"][key] for key in ranked[1:]]
+            gaps = [gap(other, n, first, n) for other in others]
+            sure = all(difference > 2.0 * error for difference, error in gaps)
+            each.append(f"{NAMES[ranked[0]]} on the {name}{'' if sure else ' (not significantly)'}")
+        sentences.append(f"At {n} calls the lowest is that of {' and of '.join(each)}.")
     distances = " and ".join(DATA_SETS[name].fd_name for name in found)
+    references = {name: str(reference_of(results)[0]) for name, results in found.items()}
+    calls = " and ".join(dict.fromkeys(references.values()))
+    if len(set(references.values())) > 1:
+        calls = " and ".join(f"{count} ({name})" for name, count in references.items())
     text = f"""
-    {distances} relative to that of ancestral sampling with {reference_of(next(iter(found.values())))[0]} calls of the
-    same model, since the distances themselves cannot be compared. {" ".join(sentences)} These are the least means;
-    their errors are in the tables above."""
+    {distances} relative to that of ancestral sampling with {calls} calls of the same model, since the distances
+    themselves cannot be compared. The bias of few samples, which differs between the two, draws the ratios towards 1.
+    {" ".join(sentences)}"""
     return "\n\n".join(["## Digits and letters", paragraph(text), "\n".join(lines)])
 
 

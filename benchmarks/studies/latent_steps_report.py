@@ -27,6 +27,7 @@ CLAIMS = (
     ("ddpm-1000", "hvae-4", "The DDPM with T = 1000 is below the HVAE of depth 4"),
     ("vdm-inf", "hvae-4", "The VDM is below the HVAE of depth 4"),
 )
+TICKS = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50)
 STATES = {"lower": "lower", "higher": "higher", "equal": "no significant difference"}
 
 Results = dict[str, dict[str, Any]]  # the numbers of the study by data set
@@ -92,14 +93,14 @@ def _scope(data: str, results: dict[str, Any]) -> str:
     {text} The images of a family are not independent, so errors are over families: for the VDM's first seed
     {first["se_groups"]:.4f} over families, and {first["se"]:.4f} over images. The VDM is the one of
     [schedules.md](schedules.md) with the linear schedule; unlike that of the digits it predicts `categorical`, and
-    learns neither the schedule nor its endpoints. The VAEs have dropout, without which a VAE overfits these letters;
-    the other networks have none. The variance between seeds is pooled over the VAEs, and over the diffusion models."""
+    learns neither the schedule nor its endpoints. The VAEs have dropout, the other networks have none. The variance
+    between seeds is pooled over the VAEs, and over the diffusion models, and taken for those of one seed too."""
 
 
 def _table(everything: Results) -> str:
     lines = ["| model | latent steps |" + "".join(f" {data}: bits/dim | ± |" for data in everything)]
     lines.append("|---|---:|" + "---:|---:|" * len(everything))
-    for name in ORDER:
+    for name in (each for each in ORDER if any(each in _trained(results) for results in everything.values())):
         cells = []
         for data, results in everything.items():
             found = name in _trained(results)
@@ -125,7 +126,8 @@ def _terms(everything: Results) -> str:
             lines.append(f"| {data} | {TITLES[name]} | {terms} | {active} |")
     note = paragraph(
         "Active units: the dimensions of each layer's latent that vary with the image, for the first seed, from z_1 up "
-        "(of 16 on the digits, of 32 on the letters). A layer without active units has collapsed to its prior."
+        f"({', '.join(f'of {DATA_SETS[data].vae.latent} on the {data}' for data in everything)}). A layer without "
+        "active units has collapsed to its prior."
     )
     return "\n\n".join(["## Terms of the bound", "\n".join(lines), note])
 
@@ -145,6 +147,9 @@ def _answers(everything: Results) -> str:
         "terms.",
         *(_best(everything, data) for data in everything),
     ]
+    significant = paragraph(f"""
+    A difference is significant, and a claim decided, beyond the 95 % point of Student's t, with the degrees of freedom
+    of the variance between seeds: {_degrees(everything)}.""")
     titles = ("## Do more steps lower the bound?", "## Is a diffusion model a thousand-step VAE?")
     order = "The order that one expects of the bounds, VAE > HVAE > diffusion, in three comparisons:"
     claims = []
@@ -152,7 +157,19 @@ def _answers(everything: Results) -> str:
         states = {data: compared(everything, data, one, other) for data in everything}
         states = {data: verdict(*found) for data, found in states.items() if found is not None}
         claims.append(f"{claim}: {'; '.join(f'{state} on the {data}' for data, state in states.items())}.")
-    return "\n\n".join([titles[0], bullets(*comparisons), titles[1], bullets(*answers), order, bullets(*claims)])
+    return "\n\n".join(
+        [titles[0], bullets(*comparisons), significant, titles[1], bullets(*answers), order, bullets(*claims)]
+    )
+
+
+def _degrees(everything: Results) -> str:
+    """Return the degrees of freedom of the comparisons by data set; the smaller ones of two models with two pools."""
+    parts = []
+    for data in everything:
+        pairs = [compared(everything, data, one, other) for one, other, *_ in (*PAIRS, *CLAIMS)]
+        found = sorted({pair[2] for pair in pairs if pair is not None})
+        parts.append(f"{' or '.join(map(str, found))} on the {data}")
+    return "; ".join(parts)
 
 
 def _best(everything: Results, data: str) -> str:
@@ -184,7 +201,11 @@ def _draw(everything: Results, path: Path) -> None:
         mean, error = bound_of(everything, data, "vdm-inf")
         line = axis.axhline(mean, linestyle=":", color="#3a7d44", label="VDM, T = ∞")
         axis.axhspan(mean - error, mean + error, alpha=0.2, color=line.get_color(), linewidth=0)
-        axis.set(xscale="log", xlabel="latent steps", ylabel="bits/dim, held-out")
+        axis.set(xscale="log", yscale="log", xlabel="latent steps", ylabel="bits/dim, held-out")
+        low, high = axis.get_ylim()
+        ticks = [tick for tick in TICKS if low < tick < high]
+        axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
         axis.set_title(f"The same bound, more latent steps, {data}")
         axis.legend(frameon=False)
     save(figure, path)

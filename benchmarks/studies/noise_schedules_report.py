@@ -91,7 +91,8 @@ def _models(everything: Results) -> str:
     lines.append("|---|" + "---:|---:|---:|" * len(everything))
     for name, title in TITLES.items():
         cells = [cell for results in everything.values() for cell in _cells(results, name)]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        if any(cells):
+            lines.append(f"| {title} | {' | '.join(cells)} |")
     claims = []
     for one, other, claim in CLAIMS:
         rows = {
@@ -117,16 +118,20 @@ def _cells(results: dict[str, Any], name: str) -> list[str]:
 
 
 def _note(everything: Results) -> str:
-    deviations, limits = {}, {}
+    deviations, limits, counts, single = {}, {}, {}, False
     for data, results in everything.items():
         degrees = freedom(results["bound"], TITLES)
         deviations[data] = f"{math.sqrt(seed_variance(results['bound'], TITLES)):.4f} bits/dim"
         limits[data] = f"{critical(degrees):.1f} standard errors ({degrees} degrees of freedom)"
+        seeds = {name: len(seeds_of(results["bound"], name)) for name in TITLES}
+        counts[data] = str(sum(bool(seeds[one] and seeds[other]) for one, other, _ in CLAIMS))
+        single = single or 1 in seeds.values()
+    alone = "A setting of one seed is taken to vary between seeds as the others do." if single else ""
     return f"""
     The models predict `categorical` where the table does not say otherwise. The standard deviation between seeds,
-    pooled over the settings, is {_each(deviations)}. The errors of the differences include it beside the
-    error over the images. A claim holds if the difference exceeds the 95 % point of Student's t:
-    {_each(limits)}. There are {len(CLAIMS)} claims."""
+    pooled over the settings, is {_each(deviations)}. {alone} The errors of the differences include it beside
+    the error over the images, or their families. A claim holds if the difference exceeds the 95 % point of Student's t:
+    {_each(limits)}. The number of claims is {_each(counts)}."""
 
 
 # ------------------------------------------------------------------------------------------------ variance, times
@@ -148,7 +153,7 @@ def _variance(everything: Results) -> str:
     The table shows the variance of one draw of the diffusion term at an independent time, over images and draws, in
     (bits/dim)². On the left, each schedule has the network that was trained with it. On the right, all four schedules
     have the network of `linear`; there the mean must be the same, since the bound in continuous time depends on the
-    endpoints alone."""
+    endpoints alone. The errors of the variances are over the images, not over the seeds."""
     lines = [
         "| data | schedule | own network: variance | ratio to learned | one network: diffusion | variance | ratio |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -159,15 +164,14 @@ def _variance(everything: Results) -> str:
         for name in SCHEDULES:
             row, cells = one[name], " | "
             if name in own:
-                cells = f"{own[name][0]:.3f} ± {own[name][1]:.3f} | {own[name][0] / own['learned'][0]:.2f}"
-            mean = f"{row['diffusion']:.4f} ± {row['error']:.4f} | {row['variance']:.3f} ± {row['se']:.3f}"
+                cells = f"{_rounded(*own[name], 3)} | {own[name][0] / own['learned'][0]:.2f}"
+            mean = f"{row['diffusion']:.4f} ± {row['error']:.4f} | {_rounded(row['variance'], row['se'], 3)}"
             lines.append(f"| {data} | {name} | {cells} | {mean} | {row['variance'] / one['learned']['variance']:.2f} |")
         largest = max(abs(row["gap"]) / row["gap_error"] for name, row in one.items() if name != "linear")
         same[data] = f"{_holds(largest < 3)} (largest paired difference to `linear`: {largest:.1f} standard errors)"
-        beta, which = own.get("beta-linear", (0.0, 0.0))[0] / own["learned"][0], "own networks"
-        if "beta-linear" not in own:
-            beta, which = one["beta-linear"]["variance"] / one["learned"]["variance"], "one network"
-        order[data] = f"{_holds(beta >= 10)} (ratio {beta:.1f}, {which})"
+        of_one = {name: (row["variance"], row["se"]) for name, row in one.items()}
+        found, which = (own, "own networks") if "beta-linear" in own else (of_one, "one network")
+        order[data] = _order_of_magnitude(found["beta-linear"], found["learned"], which)
     claims = [
         f"The bound does not depend on the schedule between its endpoints: {_each(same)}.",
         f"The learned schedule reduces the variance by an order of magnitude compared with β-linear: {_each(order)}.",
@@ -176,14 +180,29 @@ def _variance(everything: Results) -> str:
     return "\n\n".join(["## Variance of the estimate", paragraph(opening), "\n".join(lines), bullets(*claims), figure])
 
 
+def _order_of_magnitude(one: tuple[float, float], other: tuple[float, float], which: str) -> str:
+    """Return whether a variance is at least ten times another by two standard errors, each with its error."""
+    ratio = one[0] / other[0]
+    error = ratio * math.hypot(one[1] / one[0], other[1] / other[0])
+    state = "**not decided**" if abs(ratio - 10) < 2 * error else _holds(ratio >= 10)
+    return f"{state} (ratio {ratio:.1f} ± {error:.1f}, {which})"
+
+
+def _rounded(value: float, error: float, places: int) -> str:
+    """Return a value ± its error with so many decimal places, or with two digits of the error where that is more."""
+    if error > 0.0:
+        places = max(places, 1 - math.floor(math.log10(error)))
+    return f"{value:.{places}f} ± {error:.{places}f}"
+
+
 def _times(everything: Results) -> str:
     text = """
-    The variance of the mean diffusion term of a training batch of 64, in (bits/dim)², with the times of a batch spread
+    The variance of the mean diffusion term of 64 random training images, in (bits/dim)², with their times spread
     evenly and with independent times, for the network of `linear`:"""
     lines = ["| data | stratified | independent | ratio |", "|---|---:|---:|---:|"]
     for data, results in everything.items():
         rows = [results["times"][name] for name in ("stratified", "independent")]
-        cells = " | ".join(f"{row['variance']:.5f} ± {row['se']:.5f}" for row in rows)
+        cells = " | ".join(_rounded(row["variance"], row["se"], 5) for row in rows)
         lines.append(f"| {data} | {cells} | {rows[1]['variance'] / rows[0]['variance']:.2f} |")
     return "\n\n".join(["## Stratified times", paragraph(text), "\n".join(lines)])
 

@@ -24,7 +24,7 @@ def draw(data: DataSet, results: Results, out: Path) -> None:
 
 
 def draw_distances(data: DataSet, results: Results, path: Path) -> None:
-    """Draw the distance against the number of steps, one panel for each sampler."""
+    """Draw the distance against the number of steps, one panel for each sampler, beside that of held-out images."""
     plt, samplers = plotting(), samplers_of(results)
     figure, axes = plt.subplots(1, len(samplers), figsize=(3.125 * len(samplers), 3.7), sharey=True, squeeze=False)
     low, high = float("inf"), 0.0
@@ -37,6 +37,10 @@ def draw_distances(data: DataSet, results: Results, path: Path) -> None:
             axis.errorbar(
                 steps, means, errors, linestyle=style, marker="o", markersize=4, capsize=3, label=MODELS[name]
             )
+        if results.get("yardstick"):
+            real = results["yardstick"][0]
+            axis.axhline(real, color="black", linewidth=0.8, linestyle=":", label=f"held-out {data.name}")
+            low = min(low, real)
         axis.set(xscale="log", yscale="log", xlabel="steps", title=SAMPLERS[sampler])
         axis.set_xticks(steps, [str(n) for n in steps])
         axis.minorticks_off()

@@ -4,6 +4,7 @@ Results are those of one data set. A setting is a sampler and a number of steps,
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from .comparison import critical
@@ -83,10 +84,30 @@ def compare(results: Results, one: str, other: str, setting: str) -> tuple[float
     The ratio is that of geometric means over the seeds; "equal" means not significantly different from 1. Two models of
     one seed share noise, and two DiffuseVAEs a VAE; the error ignores this, so it is too large rather than too small.
     """
-    seeds = results["budget"]["seeds"]
-    pairs = zip(distances(results, one, setting), distances(results, other, setting), strict=True)
-    logs = [math.log(a / b) for a, b in pairs]
-    mean, error = sum(logs) / seeds, math.sqrt(2.0 * log_variance(results, setting) / seeds)
+    pair = distances(results, one, setting), distances(results, other, setting)
+    return _ratio(results, *pair, 2.0 * log_variance(results, setting))
+
+
+def compare_settings(results: Results, name: str, one: str, other: str) -> tuple[float, str]:
+    """Return the ratio of the distances of one model in two settings, and its verdict, as `compare`."""
+    variance = log_variance(results, one) + log_variance(results, other)
+    return _ratio(results, distances(results, name, one), distances(results, name, other), variance)
+
+
+def first_stage_ratio(results: Results, setting: str) -> tuple[float, str]:
+    """Return the ratio of the VAEs' distance with z from the mixture to that of DiffuseVAE 1 in a setting of its own.
+
+    The verdict is as that of `compare`, with the variance between seeds of that setting for both.
+    """
+    seeds = range(results["budget"]["seeds"])
+    first = [results["models"][f"vae-seed{seed}"]["distances"]["vae-mixture"][0] for seed in seeds]
+    return _ratio(results, first, distances(results, "diffusevae1", setting), 2.0 * log_variance(results, setting))
+
+
+def _ratio(results: Results, one: Sequence[float], other: Sequence[float], variance: float) -> tuple[float, str]:
+    """Return the ratio of the geometric means, and its verdict for a variance of the log ratio of one seed."""
+    seeds = len(one)
+    mean, error = sum(math.log(a / b) for a, b in zip(one, other, strict=True)) / seeds, math.sqrt(variance / seeds)
     limit = critical(len(models_of(results)) * (seeds - 1)) * error
     return math.exp(mean), "lower" if mean < -limit else "higher" if mean > limit else "equal"
 

@@ -134,10 +134,11 @@ def _tables(found: Found) -> Iterator[str]:
                 lines.append(f"| {label(found, name, MODELS[model])} | {' | '.join(cells)} |")
         yield "\n".join(lines)
     betas = ", ".join(f"{first:g} to {last:g} at {n}" for n, (first, last) in BETAS.items())
-    notes = f"""
-    Few betas: evenly spaced betas from {betas} steps (DiffuseVAE's table 3). The other samplers take steps evenly
-    spaced in time. Ancestral sampling uses the posterior variance. {_mixtures(found)}"""
-    yield paragraph(notes)
+    few = f"Few betas: evenly spaced betas from {betas} steps (DiffuseVAE's table 3). The other samplers take steps"
+    start = few if any("betas" in samplers_of(results) for results in found.values()) else "The samplers take steps"
+    yield paragraph(
+        f"{start} evenly spaced in time. Ancestral sampling uses the posterior variance. {_mixtures(found)}"
+    )
 
 
 def _mixtures(found: Found) -> str:
@@ -185,7 +186,8 @@ def _claims(found: Found) -> Iterator[str]:
     distance = " and ".join(DATA_SETS[name].fd_name for name in found)
     yield paragraph(f"""
     Ratios of {distance}, geometric means over the seeds. A ratio is bold where it differs significantly from 1: at 95 %
-    of Student's t, unpaired. Of 20 ratios equal to 1 about one would be bold by chance.""")
+    of Student's t, unpaired. Of 20 ratios equal to 1 about one would be bold by chance. A Fréchet distance is biased
+    upwards, the more the fewer the samples (Chong and Forsyth 2020), which draws the ratios towards 1.""")
     for one, other in dict.fromkeys(pair for results in found.values() for pair in pairs_of(results)):
         having = {name: results for name, results in found.items() if (one, other) in pairs_of(results)}
         columns = _columns(having, tuple(SAMPLERS))

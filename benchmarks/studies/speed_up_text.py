@@ -6,7 +6,9 @@ from .speed_up_numbers import (
     MODELS,
     Results,
     compare,
+    compare_settings,
     first_stage_distances,
+    first_stage_ratio,
     first_stages,
     models_of,
     steps_of,
@@ -15,6 +17,27 @@ from .speed_up_numbers import (
 
 COMMAND = "python benchmarks/studies/reproduce.py speed-up"
 COUNTS = {3: "three", 4: "four", 5: "five"}
+# What follows from the verdicts of `compare` on two Fréchet distances.
+PRIORS = {
+    "higher": ". So z limits the samples of a DiffuseVAE: the prior draws z that the encoder does not give.",
+    "equal": ", no significant difference, so it is not shown that z from the prior limits a DiffuseVAE here.",
+    "lower": ", so it is not z from the prior that limits a DiffuseVAE here.",
+}
+MORE_STEPS = {
+    "higher": ": more steps do not correct what the VAE decodes.",
+    "equal": ", no significant difference, so it is not shown that more steps correct what the VAE decodes.",
+    "lower": ": more steps correct some of what the VAE decodes.",
+}
+SAVES = {
+    "lower": "the image of the VAE saves sampling steps.",
+    "equal": "no significant difference, so it is not shown that the image of the VAE saves sampling steps.",
+    "higher": "the image of the VAE saves no sampling steps.",
+}
+IMPROVES = {
+    "higher": "the second stage improves the samples.",
+    "equal": "no significant difference, so it is not shown that the second stage improves the samples.",
+    "lower": "the second stage makes the samples worse.",
+}
 FIRST_STAGES = {"vae": "VAE (the first stage)", "vae-beta4": "VAE, β = 4 (the first stage)"}
 
 
@@ -39,11 +62,23 @@ def opening(found: dict[str, Results]) -> str:
             value, error = results["yardstick"]
             text += f" For as many held-out {name} it is {value:.1f} ± {error:.1f} (the error over the images)."
         if "vae-beta4" in first_stages(results):
-            text += """
+            text += f"""
             β = 4: the KL has this weight in the training loss of the VAE (Higgins et al. 2017), so that its
-            latents lie nearer to the prior, and its reconstructions farther from the images."""
+            latents lie nearer to the prior. {_terms(results)}"""
         parts.append(paragraph(text))
     return "\n\n".join(parts)
+
+
+def _terms(results: Results) -> str:
+    """Return both terms of the bounds of the VAEs with β = 1 and 4."""
+    rows = [[results["models"][f"{vae}-seed{k}"] for k in range(results["budget"]["seeds"])] for vae in FIRST_STAGES]
+    (kl, kl_4), (recon, recon_4) = (
+        [sum(row[term] for row in each) / len(each) for each in rows] for term in ("prior", "recon")
+    )
+    return (
+        f"On held-out images its KL is {kl_4:.3f} bits/dim (β = 1: {kl:.3f}), and the rest of its bound, the negative "
+        f"log-likelihood of the images given z, {recon_4:.3f} ({recon:.3f})."
+    )
 
 
 def reasons(found: dict[str, Results]) -> str:
@@ -57,34 +92,26 @@ def reasons(found: dict[str, Results]) -> str:
 
 def _second_stage(name: str, results: Results) -> list[str]:
     distance, (prior, mixture) = DATA_SETS[name].fd_name, first_stage_distances(results, "vae")
-    most, few = steps_of(results, "ddim")[-1], steps_of(results, "mixture")
-    from_prior = summary(results, "diffusevae1", f"ddim-{most}")[0]
-    from_mixture = summary(results, "diffusevae1", f"mixture-{few[-1]}")[0]
+    few, steps = steps_of(results, "mixture"), steps_of(results, "ddim")
+    settings = f"ddim-{few[-1]}", f"mixture-{few[-1]}"
+    refined = [summary(results, "diffusevae1", setting)[0] for setting in settings]
+    times, limits = compare_settings(results, "diffusevae1", *settings)
+    change, later = compare_settings(results, "diffusevae1", f"ddim-{steps[-1]}", f"ddim-{steps[0]}")
     ratio, verdict = compare(results, "diffusevae1", "ddpm", f"mixture-{few[0]}")
-    saves = {
-        "lower": "the image of the VAE saves sampling steps.",
-        "equal": "no significant difference, so it is not shown that the image of the VAE saves sampling steps.",
-        "higher": "the image of the VAE saves no sampling steps.",
-    }
+    vae, improves = first_stage_ratio(results, settings[1])
     parts = ["The second stage changes the details of an image and not which digit it shows."] * (name == "digits")
-    parts += [
-        f"{distance} of the VAEs' images is {prior:.1f} with z from the prior",
-        f"and {mixture:.1f} with z from the mixture.",
-        f"Refined by DiffuseVAE 1 it is {from_prior:.1f} (DDIM, {most} steps)",
-        f"and {from_mixture:.1f} ({few[-1]} steps).",
-        "So z limits the samples of a DiffuseVAE at any number of steps: the prior draws z that the encoder does not "
-        "give, and further steps do not correct the images that the VAE decodes from them."
-        if from_prior > 2.0 * from_mixture
-        else "The mixture changes this little, so it is not z from the prior that limits a DiffuseVAE here.",
-        f"At {few[0]} steps the {distance} of DiffuseVAE 1 with the mixture is {ratio:.2f} times that of the DDPM:",
-        saves[verdict],
+    return [
+        *parts,
+        f"{distance} of the VAEs' images is {prior:.1f} with z from the prior and {mixture:.1f} with z from the "
+        f"mixture. Refined by DiffuseVAE 1 (DDIM, {few[-1]} steps) it is {refined[0]:.1f} and {refined[1]:.1f}:",
+        f"the prior's is {times:.2f} times that of the mixture{PRIORS[limits]}",
+        f"With z from the prior it is {change:.2f} times as high after {steps[-1]} steps as after {steps[0]}"
+        f"{MORE_STEPS[later]}",
+        f"At {few[0]} steps the {distance} of DiffuseVAE 1 with the mixture is {ratio:.2f} times that of the DDPM: "
+        f"{SAVES[verdict]}",
+        f"With the mixture, {distance} of the VAE's images is {vae:.2f} times that of the images refined in {few[-1]} "
+        f"steps: measured by {distance}, {IMPROVES[improves]}",
     ]
-    if mixture <= from_mixture:
-        parts.append(
-            f"With the mixture, {distance} of the VAE's images is not higher than that of the refined ones: measured "
-            f"by {distance}, the second stage does not improve the samples here."
-        )
-    return parts
 
 
 def _weighted(name: str, results: Results) -> list[str]:
@@ -96,9 +123,8 @@ def _weighted(name: str, results: Results) -> list[str]:
     parts = [
         f"With β = 4, {distance} of the VAE's images is {prior_4:.1f} with z from the prior and {mixture_4:.1f} with "
         f"z from the mixture (β = 1: {prior:.1f} and {mixture:.1f}).",
-        "The prior costs less then, relative to the mixture."
-        if prior_4 / mixture_4 < prior / mixture
-        else "The prior costs no less then, relative to the mixture.",
+        f"So the prior's is {prior_4 / mixture_4:.2f} times that of the mixture with β = 4, and {prior / mixture:.2f} "
+        "times with β = 1.",
     ]
     if "diffusevae1-beta4" not in models_of(results):
         return parts

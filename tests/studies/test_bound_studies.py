@@ -168,6 +168,8 @@ def test_the_report_on_schedules_sets_the_data_sets_side_by_side(tmp_path):
     second = on_letters(first, runs, ("parameters", "bound", "variance", "training"), "bound")
     second["steps"].pop("learned-seed0")
     del second["ddpm"]
+    noise_schedules_report.write_report({"letters": second}, tmp_path)
+    assert "cosine, same endpoints" not in (tmp_path / "schedules.md").read_text()  # not trained
     noise_schedules_report.write_report({"digits": first, "letters": second}, tmp_path)
     lines = (tmp_path / "schedules.md").read_text().splitlines()
     text = " ".join(" ".join(lines).split())
@@ -176,13 +178,25 @@ def test_the_report_on_schedules_sets_the_data_sets_side_by_side(tmp_path):
     assert "One seed alone: `eps`, `eps-no-fourier`. Not trained: `cosine`, `beta-linear`," in text
     assert "| T | digits, linear | difference | digits, learned | difference | letters, linear | difference |" in lines
     # one network, since the schedule β-linear has none of its own: 23.471 / 0.817
-    assert "(ratio 32.6, own networks) on the digits; **holds** (ratio 28.7, one network) on the letters" in text
+    assert "(ratio 32.6 ± 1.5, own networks) on the digits; **holds** (ratio 28.7 ± 2.1, one network) on the" in text
+    assert "A setting of one seed is taken to vary between seeds as the others do." in text
+    assert "The number of claims is 5 on the digits; 4 on the letters." in text
     gap, _ = difference(second["bound"], TITLES, "eps", "eps-no-fourier")
     assert f"(prediction `epsilon`): **holds** (-0.2626 ± 0.0080 bits/dim) on the digits; **holds** ({gap:+.4f}" in text
     assert (
         "Stratified times in training lower bits/dim: **not decided** (-0.0005 ± 0.0073 bits/dim) on the digits."
         in text
     )
+
+
+def test_an_order_of_magnitude_is_judged_with_its_error():
+    judge = noise_schedules_report._order_of_magnitude
+    assert judge((12.0, 0.3), (1.0, 0.04), "own networks") == "**holds** (ratio 12.0 ± 0.6, own networks)"
+    assert judge((12.0, 0.9), (1.0, 0.1), "one network").startswith("**not decided** (ratio 12.0 ± 1.5")
+    assert judge((8.0, 0.3), (1.0, 0.04), "one network").startswith("**does not hold**")
+    assert noise_schedules_report._rounded(0.0301, 0.00141, 3) == "0.0301 ± 0.0014"
+    assert noise_schedules_report._rounded(2.9104, 0.0762, 3) == "2.910 ± 0.076"
+    assert noise_schedules_report._rounded(2.9104, 0.0, 3) == "2.910 ± 0.000"
 
 
 # ------------------------------------------------------------------------------------------------ latent steps
@@ -279,7 +293,11 @@ def test_the_report_on_latent_steps_sets_the_data_sets_side_by_side(tmp_path):
         "- The DDPM with T = 1000 is below the HVAE of depth 4: **does not hold** (+0.9146 ± 0.0531 bits/dim) on the"
         in text
     )
-    assert text.count("on the letters") == 4  # three claims, and active units
+    assert text.count("on the letters") == 5  # three claims, degrees of freedom, and active units
+    assert "the variance between seeds: 9 on the digits; 2 or 3 on the letters." in text
+    assert "(of 16 on the digits, of 32 on the letters)" in text
+    for data, scope in latent_steps.SCOPES.items():
+        assert DATA_SETS[data].vae.latent == scope.vae["latent"]
     assert "minus HVAE, depth 4, bits/dim: +0.0047 ± 0.0180, no significant difference (digits)." in text
 
 

@@ -54,7 +54,7 @@ def test_the_document_holds_what_was_measured(tmp_path):
     }
     write_report({"models": rows}, tmp_path)
     text = (tmp_path / "letters.md").read_text()
-    assert "| one | 1,234 | 5 | 0.5000 | 0.0200 | 0.0100 | 0.1000 | 0.1500 | 0.2500 | 3.14 |  | 98.1% |" in text
+    assert "| one | 1,234 | 5 | 0.5000 | 0.0200 | 0.0100 | 0.1000 | 0.1500 | 0.2500 | 3.14 ± 0.10 |  | 98.1% |" in text
     assert "| two | 1,234 | not recorded | 0.5000 |" in text
     assert f"| {held_out[0]} | 26 | 0.100 |" in text
     assert f"| {held_out[-1]} | 26 | 0.560 |" in text
