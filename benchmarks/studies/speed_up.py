@@ -80,7 +80,7 @@ def setting(sampler: str, steps: int, **options: Any) -> Setting:
 SCOPES = {
     "digits": Scope(images=1500),
     "letters": Scope(
-        images=1000, ancestral=(10, 25, 50), betas=(), components=(10, 20, 40, 80), weighted=((4.0, (1,)),)
+        images=1000, ancestral=(10, 25, 50), betas=(), components=(10, 20, 40), weighted=((4.0, (1,)),)
     ),
 }  # fmt: skip
 
