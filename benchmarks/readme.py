@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/sampling.md from committed files.
+"""Write the tables of README.md, docs/results.md and some guides in docs/ from committed files.
 
     python benchmarks/readme.py            rewrite the pages
     python benchmarks/readme.py --check    only say whether they are up to date (exit code 1 if not)
@@ -22,6 +22,8 @@ import statistics
 import sys
 from pathlib import Path
 from typing import Any
+
+from headlines import headline_table
 
 ROOT = Path(__file__).resolve().parents[1]
 ISSUE_RATE = 0.75 * 132 * 4 * 32 * 1.98e9  # an H200's instructions of threads per second, at 75 % of what it can issue
@@ -54,12 +56,13 @@ def letters_table() -> str:
     """The models of the letters: bits per dimension, FD-letters, and the share of their letters that are read."""
     models = json.loads((ROOT / "docs/letters.json").read_text())["models"]
     lines = [
-        "| model | parameters | bits/dim | ± over families | FD-letters | read as what was asked for |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| model | parameters | bits/dim | ± over families | FD-letters | with a mixture | read as asked for |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in models.items():
         read = f"{statistics.mean(row['read']):.1%}" if "read" in row else ""
-        figures = f"{row['bpd']:.3f} | {row['se_groups']:.3f} | {row['fd'][0]:.1f}"
+        mixture = f"{row['fd_mixture'][0]:.1f}" if "fd_mixture" in row else ""
+        figures = f"{row['bpd']:.3f} | {row['se_groups']:.3f} | {row['fd'][0]:.1f} | {mixture}"
         lines.append(f"| {name} | {row['parameters']:,} | {figures} | {read} |")
     return "\n".join(lines)
 
@@ -76,22 +79,38 @@ def ode_kind(row: dict[str, Any]) -> str:
     return ", ".join(kind)
 
 
+FEW_CALLS = {  # rows of docs/few-calls.json in the guide to fast sampling, and how they are written on a command line
+    "ancestral": "`--sampler ancestral`", "ddim": "`--sampler ddim`", "unipc": "`--sampler unipc`",
+    "unipc, karras": "`--sampler unipc --spacing karras`", "unipc, model": "`--sampler unipc --spacing model`",
+}  # fmt: skip
+
+
+def few_calls_table() -> str:
+    """FD-digits of samples for the samplers of `FEW_CALLS`."""
+    rows = json.loads((ROOT / "docs/few-calls.json").read_text())["rows"]
+    return "\n".join(distance_lines({title: rows[name] for name, title in FEW_CALLS.items()}))
+
+
 def distance_table() -> str:
+    """FD-digits of samples, one line per sampler and spacing, and that of the held-out digits."""
+    lines = distance_lines(json.loads((ROOT / "docs/few-calls.json").read_text())["rows"])
+    held_out = json.loads((ROOT / "docs/fd.jsonl").read_text().splitlines()[0])
+    own = f"The {held_out['n']} held-out digits themselves: {held_out['fd']:.1f} ± {held_out['se']:.1f}"
+    return "\n".join([*lines, "", f"{own}, with the bias of so few (only equal numbers of images compare)."])
+
+
+def distance_lines(rows: dict[str, Any]) -> list[str]:
     """FD-digits of samples, one line per sampler and spacing, one column per number of calls of the network."""
-    content = json.loads((ROOT / "docs/few-calls.json").read_text())
-    rows = content["rows"].items()
-    numbers = sorted({int(calls) for _, row in rows for calls in row["calls"]})
+    numbers = sorted({int(calls) for row in rows.values() for calls in row["calls"]})
     lines = [
         "| sampler, spacing | " + " | ".join(f"{calls} calls" for calls in numbers) + " |",
         "|---|" + "---:|" * len(numbers),
     ]
-    for name, row in rows:
+    for name, row in rows.items():
         values = {calls: [value for value, _ in seeds] for calls, seeds in row["calls"].items()}
         cells = [mean_and_error(values[str(calls)]) if str(calls) in values else "" for calls in numbers]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    held_out = json.loads((ROOT / "docs/fd.jsonl").read_text().splitlines()[0])
-    own = f"The {held_out['n']} held-out digits themselves: {held_out['fd']:.1f} ± {held_out['se']:.1f}"
-    return "\n".join([*lines, "", f"{own}, with the bias of so few (only equal numbers of images compare)."])
+    return lines
 
 
 def mean_and_error(values: list[float]) -> str:
@@ -264,12 +283,17 @@ def invariance_text() -> str:
 
 def pages() -> dict[str, dict[str, str]]:
     """The tables of every page, by name."""
-    readme = {
+    results = {
         "bound": bound_table(), "letters": letters_table(), "distance": distance_table(),
         "benchmarks": benchmark_tables(), "static": static_table(), "host": host_table(),
         "footprint": footprint_table(), "executed": executed_table(), "side": side_tables(),
     }  # fmt: skip
-    return {"README.md": readme, "docs/sampling.md": {"batch-invariance": invariance_text()}}
+    return {
+        "README.md": {"headlines": headline_table(ROOT)},
+        "docs/results.md": results,
+        "docs/reproducible-noise.md": {"batch-invariance": invariance_text()},
+        "docs/fast-sampling.md": {"few-calls": few_calls_table()},
+    }
 
 
 def rendered(page: str, text: str) -> str:

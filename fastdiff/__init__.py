@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .models import Guidance, Latents
     from .sampling import Engine
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # pyproject.toml takes it from here
 __all__ = [
     "Engine", "FastdiffError", "Guidance", "Latents", "Noise", "__version__", "backend", "interop", "load", "sample",
 ]  # fmt: skip

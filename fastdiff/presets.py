@@ -24,6 +24,8 @@ from .models import (
 )
 from .training import TrainConfig
 
+__all__ = ["PRESETS", "Preset", "own_training", "preset"]
+
 DIGITS = {"shape": (1, 8, 8), "levels": 17, "num_classes": 10, "augmented": True}
 
 

@@ -125,3 +125,14 @@ def test_sample_has_few_parameters():
     parameters = inspect.signature(fastdiff.sample).parameters.values()
     assert len(parameters) <= MAX_SAMPLE_PARAMETERS
     assert all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
+
+
+def test_constants_of_kernels_are_expressions():
+    """A device function returns a constant in Triton 3.7 and a tensor in 3.6, from which no constant can be made."""
+    annotated = [
+        (at(file, node), node.value)
+        for file, node in nodes("kernels", having=": constexpr = ")
+        if isinstance(node, ast.AnnAssign) and "constexpr" in named(node.annotation)
+    ]
+    assert annotated
+    assert not [where for where, value in annotated if isinstance(value, ast.Call)]

@@ -40,14 +40,17 @@ def test_every_way_to_sample_gives_the_function(code):
 
 
 def test_help_and_usage_errors_do_not_import_torch():
-    """`fastdiff --help`, the help of every command, and arguments that are wrong whatever the model is."""
+    """`fastdiff --help`, the help of every command, and arguments that are wrong whatever the model is.
+
+    Nor typeguard, which tyro imports for some annotations, and which takes as long as tyro itself.
+    """
     code = (
         "import sys, contextlib, io\nfrom fastdiff.cli.main import main\n"
         "def code(*arguments):\n"
         "    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
         "        try:\n            return main(list(arguments))\n"
         "        except SystemExit as exit:\n            return exit.code\n"
-        "commands = 'sample train evaluate interpolate reconstruct mixture fd check convert info'.split()\n"
+        "from fastdiff.cli.main import COMMANDS as commands\n"
         "print({code(*command, '--help') for command in [[], *([name] for name in commands)]})\n"
         "print({code(*words.split()) for words in sys.argv[1:]}, end=' ')\n"
     )
@@ -56,6 +59,8 @@ def test_help_and_usage_errors_do_not_import_torch():
         "sample --nonsense",
         "sample --n many",
         "sample --n 0",
+        "sample --sampler rk4",
+        "sample --threads 0",
         "sample --out no/such/folder.png",
         "train --save-every 0",
         "evaluate --T 1,x",
@@ -66,7 +71,8 @@ def test_help_and_usage_errors_do_not_import_torch():
         "interpolate digits --out x.pig",
         "mixture digits --components 0",
     ]
-    code = code.replace("sys.argv[1:]", repr(wrong)) + "print({'torch', 'triton', 'numpy'} & set(sys.modules))\n"
+    code = code.replace("sys.argv[1:]", repr(wrong))
+    code += "print({'torch', 'triton', 'numpy', 'typeguard'} & set(sys.modules))\n"
     assert run_python(code) == "{0}\n{2} set()"
 
 

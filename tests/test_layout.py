@@ -21,7 +21,7 @@ LAYERS = [
     ["sampling", "interop"],
     ["evaluation"],
     ["training"],
-    ["presets", "cli", "__main__"],
+    ["presets", "demo", "cli", "__main__"],
 ]
 PUBLIC = {"fastdiff", "fastdiff.sample"}  # import whatever they need when they are used, and nothing before
 ASSETS = "fastdiff.assets"  # data: no code
@@ -84,7 +84,7 @@ def test_the_kernels_import_torch_and_triton_only():
 
 
 def test_functions_and_files_are_short():
-    for file, node in functions("fastdiff", "kernels", "tests", "benchmarks"):
+    for file, node in functions("fastdiff", "kernels", "tests", "benchmarks", "tools"):
         length = (node.end_lineno or node.lineno) - node.lineno + 1
         assert length <= MAX_FUNCTION, f"{at(file, node)}: {node.name} has {length} lines"
     for path in files("fastdiff", "kernels"):
@@ -105,12 +105,12 @@ def test_wheel_and_sdist_hold_the_two_packages(tmp_path):
     assert {name for name in held if name.endswith(".py")} == sources
     assets = (path for path in (ROOT / "fastdiff/assets").rglob("*") if path.is_file() and path.suffix != ".pyc")
     assets = {_relative(path) for path in assets} - sources
-    assert held - sources == assets
+    assert held - sources == assets | {"fastdiff/py.typed", "fastdiff_kernels/py.typed"}
     for name in ("LICENSE", "fastdiff/assets/ATTRIBUTION.md", "fastdiff/assets/letters-fonts.md"):
         assert any(each.endswith(f".dist-info/licenses/{name}") for each in packed), name
     with tarfile.open(sdist) as archive:
         everything = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    wanted = {"kernels/fastdiff_kernels/noise.py", "tests/test_layout.py", "LICENSE"}
+    wanted = {"kernels/fastdiff_kernels/noise.py", "tests/test_layout.py", "tools/set_up.py", "CITATION.cff", "LICENSE"}
     wanted |= {"benchmarks/studies/study.py", "benchmarks/studies/letters-packages.txt"}
     assert wanted | assets <= everything
 

@@ -1,4 +1,4 @@
-"""What the commands share: reading and checking arguments before the work begins, and writing pictures."""
+"""What the commands share: reading and checking arguments before the work begins."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING, Any
 from fastdiff_kernels.errors import InvalidValueError
 
 if TYPE_CHECKING:
-    import torch
-    from PIL import Image
-
     from ..data import Dataset
     from ..diffusion import Sampler
     from ..models import Degradation
@@ -27,17 +24,6 @@ def check_picture(path: Path) -> None:
         raise InvalidValueError(f"--out must be in a folder that exists and can be written, got {path}")
     if path.suffix.lower() not in Image.registered_extensions():
         raise InvalidValueError(f"--out must end in .png or another extension of a picture, got {path}")
-
-
-def write_picture(image: "Image.Image", path: Path) -> None:
-    """Write a picture atomically.
-
-    Raises:
-        WriteError: the file cannot be written.
-    """
-    from ..io import pictures
-
-    pictures.write_picture(image, path)
 
 
 def sampler_of(name: str, **options: Any) -> "Sampler":
@@ -135,10 +121,3 @@ def embedded_of(shape: tuple[int, ...] | None) -> str | None:
     from ..evaluation.classifiers import CLASSIFIERS
 
     return next((data for data, config in CLASSIFIERS.items() if config.shape == shape), None)
-
-
-def default_device() -> "torch.device":
-    """Return the GPU if there is one, else the CPU."""
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

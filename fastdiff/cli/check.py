@@ -3,10 +3,13 @@
 import os
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from fastdiff_kernels.errors import InvalidValueError
+
+from .choices import COLORS, choice
+from .common_flags import is_watched
 
 if TYPE_CHECKING:
     from ..data import ImageOptions
@@ -25,8 +28,8 @@ class Check:
     """Side to which training will resize and crop the images, so that they may have different sizes."""
     resize: int | None = None
     """Length of the shorter side before the crop, --size by default."""
-    color: str | None = None
-    """grey or rgb, to which training will convert the images, so that they may have different modes."""
+    color: Annotated[str | None, choice(*COLORS)] = None
+    """Mode to which training will convert the images, so that they may have different ones."""
     classes: bool = False
     """Check as well that every image lies in the folder of a class."""
     workers: int | None = None
@@ -69,7 +72,7 @@ class Check:
         compare = _Comparison(options)
         parts = (folder.train, folder.test)
         total = sum(len(part.paths) for part in parts)
-        with tqdm(total=total, desc="checking", unit="img", disable=total < BAR_FROM) as bar:
+        with tqdm(total=total, desc="checking", unit="img", disable=total < BAR_FROM or not is_watched()) as bar:
             for part in parts:
                 for report in inspect_files(part.root, part.paths, self.workers, bar):
                     path = os.path.join(part.root, part.paths[report.position])

@@ -91,7 +91,7 @@ class Comparison:
 
     features, weights, device: as for `load_features`; the features "none" compare pairs alone, and `begin` replaces
     None by the `default_features`. k: neighbours of precision and recall, or None without. options: how all images are
-    resized and converted.
+    resized and converted. progress: whether progress bars are shown.
     """
 
     features: str | None
@@ -101,6 +101,7 @@ class Comparison:
     json: bool
     options: ImageOptions
     device: str
+    progress: bool = False
     network: Callable[[Tensor], Tensor] | None = field(default=None, init=False)
     reference: ImageSet | None = field(default=None, init=False)
     of_reference: Tensor | None = field(default=None, init=False)
@@ -117,7 +118,7 @@ class Comparison:
         psnr = None
         if pairs:
             one, other = paired(images, reference)
-            psnr = paired_psnr(one.images, other.images, one.levels, self.batch_size, other.levels)
+            psnr = paired_psnr(one.images, other.images, one.levels, self.batch_size, other.levels, self.progress)
         about: Json = {"images": name}
         if psnr is not None:
             about |= {"psnr": psnr.value, "psnr_se": psnr.standard_error, "pairs": psnr.images, "equal": psnr.equal}
@@ -210,12 +211,12 @@ class Comparison:
             )  # fmt: skip
         elif self.k is not None:
             if self.radii is None:
-                self.radii = neighbour_radii(self.of_reference.to(self.device), self.k)
-            found = precision_recall(features.to(self.device), self.of_reference, self.k, self.radii)
+                self.radii = neighbour_radii(self.of_reference.to(self.device), self.k, self.progress)
+            found = precision_recall(features.to(self.device), self.of_reference, self.k, self.radii, self.progress)
             row |= {"precision": found.precision, "precision_se": found.precision_error}
             row |= {"recall": found.recall, "k": self.k}
         return row
 
     def _features(self, images: Pixels, levels: int) -> Tensor:
         assert self.network is not None
-        return image_features(images, self.network, self.batch_size, levels, progress=True)
+        return image_features(images, self.network, self.batch_size, levels, progress=self.progress)

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from tyro.conf import FlagConversionOff, OmitArgPrefixes, Positional, arg, subcommand
 from tyro.constructors import PrimitiveConstructorSpec
 
+from .choices import choice
+from .common_flags import Writing
+
 if TYPE_CHECKING:
     from ..models import Model
 
+NOT_SETTINGS = ("file", "out", "overwrite")  # of the weights
 TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
 
 
@@ -37,7 +41,7 @@ Out = Annotated[Positional[Path], arg(metavar="OUT")]
 
 
 @dataclass
-class ImprovedDiffusion:
+class ImprovedDiffusion(Writing):
     """The state of a U-Net of improved-diffusion, or of guided-diffusion without resblock_updown. The flags are those
     of the model and of the diffusion with which it was trained, written as for their scripts: --learn_sigma True."""
 
@@ -71,8 +75,8 @@ class ImprovedDiffusion:
     """The network has labels."""
     diffusion_steps: int = 1000
     """Steps of the chain."""
-    noise_schedule: str = "linear"
-    """linear or cosine."""
+    noise_schedule: Annotated[str, choice("linear", "cosine")] = "linear"
+    """Betas of the chain."""
     predict_xstart: Boolean = False
     """The network predicts x and not epsilon."""
     rescale_timesteps: Boolean = True
@@ -100,12 +104,12 @@ class ImprovedDiffusion:
         """Load the file."""
         from ..interop import load_improved_diffusion
 
-        flags = {name: value for name, value in asdict(self).items() if name not in ("file", "out")}
+        flags = {name: value for name, value in asdict(self).items() if name not in NOT_SETTINGS}
         return load_improved_diffusion(self.file, **flags)
 
 
 @dataclass
-class Vdm:
+class Vdm(Writing):
     """The flattened Flax parameters of the official VDM. Its size and its schedule are those of the file."""
 
     file: File
@@ -142,8 +146,9 @@ class Convert:
     def run(self) -> int:
         """Load, save, and print what was written."""
         source = self.source
+        source.check_no_model(source.out)
         model = source.load()
-        settings = {name: value for name, value in asdict(source).items() if name not in ("file", "out")}
+        settings = {name: value for name, value in asdict(source).items() if name not in NOT_SETTINGS}
         origin = {"format": type(source).__name__, "file": source.file.name, "settings": settings}
         words = f"converted from {source.file.name}, {source.library}"
         model.save(source.out, record={"origin": words, "converted": origin})

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .editing_flags import VariantFlags, output_for, write_results
+from .common_flags import is_watched
+from .editing_flags import VariantFlags
 from .labels import parse_label
 
 COVERED = 128  # grey of the pixels below a mask
@@ -25,7 +26,7 @@ class Edit(VariantFlags):
     def run(self) -> int:
         """Edit, and write the results."""
         self.check_variants()
-        output = output_for(self.out)
+        output = self.output_for(self.out)
 
         from ..io.pictures import to_uint8
         from ..sampling import edit
@@ -36,10 +37,11 @@ class Edit(VariantFlags):
         x = images.at_levels(engine.model.levels)
         results = edit(
             engine, self.repeated(x), self.strength, self.steps, self.sampler_object(), self.seed,
-            parse_label(self.label, engine.model.config), self.guidance, None, self.batch_size, progress=True,
+            parse_label(self.label, engine.model.config), self.guidance, None, self.batch_size, progress=is_watched(),
         )  # fmt: skip
         assert not isinstance(results, list)
-        write_results(output, images.names, [to_uint8(x, engine.model.levels)], results)
+        shown = {"images": to_uint8(x, engine.model.levels)}
+        self.write_results(output, engine.model, images.names, shown, results, f"strength {self.strength:g}")
         return 0
 
 
@@ -64,7 +66,7 @@ class Inpaint(VariantFlags):
     def run(self) -> int:
         """Inpaint, and write the results."""
         self.check_variants()
-        output = output_for(self.out)
+        output = self.output_for(self.out)
 
         import torch
 
@@ -79,10 +81,11 @@ class Inpaint(VariantFlags):
         x = images.at_levels(engine.model.levels)
         results = inpaint(
             engine, self.repeated(x), mask, self.steps, self.sampler_object(), self.resample, self.strength, self.seed,
-            parse_label(self.label, engine.model.config), self.guidance, None, self.batch_size, progress=True,
+            parse_label(self.label, engine.model.config), self.guidance, None, self.batch_size, progress=is_watched(),
         )  # fmt: skip
         assert not isinstance(results, list)
         whole = to_uint8(x, engine.model.levels)
         covered = torch.where(mask, torch.tensor(COVERED, dtype=torch.uint8), whole)
-        write_results(output, images.names, [whole, covered], results)
+        shown = {"images": whole, "what is kept of them": covered}
+        self.write_results(output, engine.model, images.names, shown, results)
         return 0

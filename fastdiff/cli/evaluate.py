@@ -1,12 +1,14 @@
 """The command ``evaluate``."""
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from fastdiff_kernels.errors import InvalidValueError
 
 from .arguments import load_data
+from .choices import DEQUANTIZATIONS, DIVERGENCES, choice
+from .common_flags import Computing, is_watched
 from .tables import TABLE_HEAD, format_groups, format_ode_row, format_row
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ ODE_DRAWS = 4  # at most, since each takes four calls of the network per step, a
 
 
 @dataclass
-class Evaluate:
+class Evaluate(Computing):
     """Print bits/dim on the held-out images of a data set: its three terms and the standard error over the images.
 
     Every line ends with the kind of the bound. Where it is known which images belong together, such as the letters of a
@@ -32,21 +34,20 @@ class Evaluate:
     """Checkpoint folder, run folder, or embedded model."""
     data: str | None = None
     """Data set (digits, letters, an .npz file, CIFAR-10, a folder of images), instead of that of the training."""
-    T: str = "own"
+    T: Annotated[str, tyro.conf.arg(metavar="T[,T...]")] = "own"
     """Numbers of steps T of the bound, such as 1,10,100,inf; by default the model's own."""
     exact: bool = False
     """Sum over all steps of every finite T instead of drawing among them: T calls of the network per image."""
     ode: int | None = None
     """Also print the bound through the probability-flow ODE, integrated with this many steps, with few draws.
-
     Compare twice as many: too few steps give a number that is no bound.
     """
-    dequantization: str = "normal"
-    """With --ode: normal (with the model's decoder), truncated-normal or uniform (within the bin of a level)."""
+    dequantization: Annotated[str, choice(*DEQUANTIZATIONS)] = "normal"
+    """With --ode: normal with the model's decoder; truncated-normal or uniform within the bin of a level."""
     samples: int = 1
     """With --ode: importance samples of each draw; more than one need --divergence exact or --probes 2 or more."""
-    divergence: str = "hutchinson"
-    """With --ode: hutchinson (estimated with random probes) or exact (a gradient for every dimension)."""
+    divergence: Annotated[str, choice(*DIVERGENCES)] = "hutchinson"
+    """With --ode: estimated with random probes (hutchinson), or exact, with a gradient for every dimension."""
     probes: int = 1
     """With --ode: probes of the estimated divergence."""
     importance: bool = False
@@ -71,10 +72,12 @@ class Evaluate:
     def run(self) -> int:
         """Check all arguments, then evaluate at one T after the other, printing each result."""
         wanted = [_parse_T(part) for part in self.T.split(",")]
+        self.check_threads()
 
         from ..io.processes import joined
 
         with joined(self.device) as device:
+            self.set_threads()
             self._evaluate(wanted, device)
         return 0
 
@@ -101,7 +104,7 @@ class Evaluate:
         labels = data.test_labels if self.conditional else None
         if self.conditional and labels is None:
             raise InvalidValueError(f"--conditional needs labelled data, and {data.name} has no labels")
-        images, common = data.test_images, {"batch_size": self.batch_size, "progress": True, "sharded": True}
+        images, common = data.test_images, {"batch_size": self.batch_size, "progress": is_watched(), "sharded": True}
         compiled = {"compile": self.compile}
         model.check_labels("evaluate", labels, len(images))
         for T in wanted:
@@ -151,7 +154,7 @@ class Evaluate:
         images = data.test_images
         draws = min(self.draws, ODE_DRAWS)
         bpd = evaluate_ode(
-            model, images, labels, bound.steps, draws, self.seed, self.batch_size, progress=True, sharded=True,
+            model, images, labels, bound.steps, draws, self.seed, self.batch_size, progress=is_watched(), sharded=True,
             compile=self.compile, dequantization=bound.dequantization, samples=bound.samples,
             divergence=bound.divergence, probes=bound.probes,
         )  # fmt: skip

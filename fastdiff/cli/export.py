@@ -7,9 +7,11 @@ from typing import Literal
 import tyro
 from fastdiff_kernels.errors import InvalidValueError
 
+from .common_flags import Writing
+
 
 @dataclass
-class Export:
+class Export(Writing):
     """Write a model as a folder that can be published as it is: the averaged weights of a run, and a model card."""
 
     model: tyro.conf.Positional[str]
@@ -17,12 +19,14 @@ class Export:
     out: tyro.conf.Positional[Path]
     """Folder to write."""
     format: Literal["fastdiff", "diffusers"] = "fastdiff"
-    """fastdiff, or diffusers: a DDPMPipeline, for a DDPM whose network embeds the timesteps of its chain."""
+    """diffusers: a DDPMPipeline, for a DDPM whose network embeds the timesteps of its chain."""
     license: str | None = None
     """License of the weights, for the card: an identifier in lower case such as mit, apache-2.0 or cc-by-4.0."""
 
     def run(self) -> int:
         """Load the model and write the folder."""
+        self.check_no_model(self.out)
+
         from ..checkpoints import load, record_of
         from ..models.card import check_license
 

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from fastdiff_kernels.errors import InvalidValueError
 
-from .arguments import default_device, parse_counts, sampler_of
+from .arguments import parse_counts, sampler_of
+from .choices import COLORS, COUNTS, PAIR, SAMPLERS, SPACINGS, VARIANCES, choice, choices
+from .common_flags import Computing, is_watched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Fd:
+class Fd(Computing):
     """Print the Fréchet distance, precision and recall of a model's samples, or of images on disk, against a reference.
 
     A model is sampled at several numbers of steps: `fastdiff fd digits`. Images are a folder or an .npz file:
@@ -49,33 +51,32 @@ class Fd:
     """Also print the PSNR between images of the same file name in two folders, or the same position in .npz files."""
     size: int | None = None
     """Resize and crop all images to squares of this side first."""
-    color: Literal["grey", "rgb"] | None = None
+    color: Annotated[str | None, choice(*COLORS)] = None
     """Convert all images first."""
     n: int = 1500
     """Number of images of a model; compare only distances of equal n."""
-    steps: str | None = None
+    steps: Annotated[str | None, COUNTS] = None
     """Numbers of sampler steps, separated by commas, 10,50,250 by default; a VAE has none."""
-    calls: str | None = None
+    calls: Annotated[str | None, COUNTS] = None
     """Numbers of calls of the network instead of --steps: heun, which calls it twice a step, takes half as many."""
-    sampler: str = "ancestral"
-    """One or more of ancestral, ddim, dpm-solver, heun, euler, unipc, deis, dpm-solver-sde, dpm-solver-sde-2s, euler-a,
-    separated by commas."""
+    sampler: Annotated[str, choices(*SAMPLERS)] = "ancestral"
+    """One or more, separated by commas; euler is ddim by its other name."""
     eta: float | None = None
     """Option of ddim, euler-a and dpm-solver-sde, the noise: 0 is deterministic, 1 that of ancestral sampling."""
     order: int | None = None
     """Option of unipc and deis: 1, 2 or 3 (the default)."""
-    spacing: str | None = None
-    """Where the steps lie: time (evenly, the default), gamma, quadratic, karras, or model (the model's own times)."""
+    spacing: Annotated[str | None, choice(*SPACINGS)] = None
+    """Where the steps lie: evenly in time (the default), or as another spacing, see `fastdiff sample`."""
     rho: float | None = None
     """Exponent of --spacing karras, 7 by default."""
-    betas: tuple[float, float] | None = None
+    betas: Annotated[tuple[float, float] | None, PAIR] = None
     """First and last of evenly spaced betas instead of a DDPM's own noise levels, see `fastdiff sample`."""
-    variance: str | None = None
-    """Option of ancestral: fixed_small, fixed_large or learned, instead of the model's own."""
+    variance: Annotated[str | None, choice(*VARIANCES)] = None
+    """Option of ancestral, instead of the model's own."""
     brownian: bool = False
     """Draw the noise of the steps from a Brownian path, see `fastdiff sample`."""
-    mixture: Path | None = None
-    """Mixture that the latent z of a VAE or a DiffuseVAE is drawn from."""
+    mixture: str | None = None
+    """Mixture that the latent z of a VAE or a DiffuseVAE is drawn from: a folder, or the name of an embedded model."""
     seed: int = 0
     """Image i is a function of the seed and i."""
     batch_size: int = 250
@@ -96,6 +97,7 @@ class Fd:
         if self.features == "none" and not self.paired:
             raise InvalidValueError("--features none needs --paired")
         counts = parse_counts("calls", self.calls) if self.calls else parse_counts("steps", self.steps or "10,50,250")
+        self.check_threads()
         settings = self.settings(counts)
 
         from ..data import ImageOptions
@@ -104,7 +106,7 @@ class Fd:
         second = self.reference if self.against is None else self.against
         comparison = Comparison(
             self.features, self.weights, self.k if self.precision_recall else None, self.batch_size, self.json,
-            ImageOptions(size=self.size, color=self.color), str(default_device()),
+            ImageOptions(size=self.size, color=self.color), str(self.chosen_device()), is_watched(),
         )  # fmt: skip
         if is_image_set(self.images):
             comparison.compare_images(self.images, second, self.paired)
@@ -125,7 +127,7 @@ class Fd:
         from ..checkpoints import load
         from ..models import Request
 
-        model = load(self.images).to(default_device())
+        model = load(self.images).to(self.chosen_device())
         if "sampler" not in model.sampling_options:  # a VAE: one setting, and `sample` rejects what it does not take
             settings = settings[:1] if self.steps or self.calls or self.sampler != "ancestral" else [(None, None, None)]
         for _, sampler, steps in settings:
@@ -157,5 +159,5 @@ class Fd:
         latents = None if self.mixture is None else Latents(mixture=self.mixture)
         return sample(
             model, n, steps, "ancestral" if sampler is None else sampler, self.seed, latents=latents,
-            batch_size=self.batch_size, progress=n > 0,
+            batch_size=self.batch_size, progress=is_watched() and n > 0,
         )  # fmt: skip

@@ -2,20 +2,25 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from .arguments import check_picture, default_device, load_data, write_picture
+from .arguments import check_picture, load_data
+from .choices import SAMPLERS, VARIED, choice
+from .common_flags import Computing, Drawing, drawn_by, is_watched
+
+VARIES = {"latent": "z varies", "noise": "x_T varies", "class": "z varies from class to class"}
 
 
 @dataclass
-class Interpolate:
+class Interpolate(Drawing, Computing):
     """Write strips of images that interpolate one latent of a model, with everything else fixed."""
 
     model: tyro.conf.Positional[str]
     """Checkpoint folder, run folder, or embedded model: a VAE, a DiffuseVAE or a diffusion model."""
-    vary: str = "latent"
-    """latent (z of a VAE), noise (x_T), or class (z from the mean of one class to that of the next)."""
+    vary: Annotated[str, choice(*VARIED)] = "latent"
+    """What varies: latent, z of a VAE; noise, x_T; class, z from the mean of one class to that of the next."""
     rows: int = 6
     """Number of strips."""
     count: int = 10
@@ -24,8 +29,8 @@ class Interpolate:
     """Picture to write."""
     steps: int | None = None
     """Sampler steps, 50 by default; a VAE has none."""
-    sampler: str | None = None
-    """ancestral, ddim (the default), dpm-solver, heun, unipc or deis; a VAE has none."""
+    sampler: Annotated[str | None, choice(*SAMPLERS)] = None
+    """How the steps are made, ddim by default; a VAE has none."""
     seed: int = 0
     """Of the ends of the strips, and of the noise that their images share."""
     data: str | None = None
@@ -34,19 +39,24 @@ class Interpolate:
     def run(self) -> int:
         """Interpolate, and write the picture."""
         check_picture(self.out)
+        self.check_free(self.out)
+        self.check_threads()
 
         from ..checkpoints import load
         from ..io.pictures import image_grid, to_uint8
         from ..sampling import interpolate
+        from ..sampling.interpolation import DEFAULT_SAMPLER, DEFAULT_STEPS
         from ..training.batches import check_fit
 
-        model = load(self.model).to(default_device())
+        model = load(self.model).to(self.chosen_device())
         data = load_data(self.model, self.data, model.shape) if self.vary == "class" else None
         if data is not None:
             check_fit(model, data)
         images = interpolate(
-            model, self.vary, self.rows, self.count, self.seed, self.steps, self.sampler, data, progress=True
+            model, self.vary, self.rows, self.count, self.seed, self.steps, self.sampler, data, progress=is_watched()
         )
-        write_picture(image_grid(to_uint8(images, model.levels), columns=self.count), self.out)
-        print(f"wrote {self.out} ({self.rows} strips of {self.count} images)")
+        sheet = image_grid(to_uint8(images, model.levels), columns=self.count)
+        drawn = drawn_by(self.model, model, self.sampler or DEFAULT_SAMPLER, self.steps, self.seed, DEFAULT_STEPS)
+        path = self.write(sheet, self.out, [*drawn, f"{VARIES[self.vary]} in each row"])
+        print(f"wrote {path} ({self.rows} strips of {self.count} images)")
         return 0

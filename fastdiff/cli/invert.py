@@ -4,11 +4,13 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from fastdiff_kernels.errors import InvalidValueError
 
-from .editing_flags import EditingFlags, output_for, write_results
+from .choices import SAMPLERS, choice
+from .common_flags import is_watched
+from .editing_flags import EditingFlags
 from .labels import parse_label
 from .outputs import Output
 
@@ -35,7 +37,7 @@ class Invert(EditingFlags):
     """Go back at once, and print how many pixels keep their level."""
     steps: int | None = 100
     """Sampler steps; heun calls the network twice a step."""
-    sampler: str = "heun"
+    sampler: Annotated[str, choice(*SAMPLERS)] = "heun"
     """heun, ddim or euler; with --back also any other."""
     label: str | None = None
     """Class of all images, for a class-conditional model: its name or its number."""
@@ -50,6 +52,8 @@ class Invert(EditingFlags):
             raise InvalidValueError(
                 f"--out must end in .safetensors or .npz, in a folder that can be written, got {out}"
             )
+        self.check_free(out)
+        self.check_n()
 
         from ..io.files import write_atomically
         from ..sampling import from_latents, invert
@@ -59,12 +63,19 @@ class Invert(EditingFlags):
         x = self.read(engine.model.shape, Output("npz", out)).at_levels(engine.model.levels)
         steps, sampler = 100 if self.steps is None else self.steps, self.sampler_object()
         labels = parse_label(self.label, engine.model.config)
-        z = invert(engine, x, steps, sampler, labels, batch_size=self.batch_size, progress=True)
-        write_atomically(out, _latents_bytes(z, out.suffix))
+        z = invert(engine, x, steps, sampler, labels, batch_size=self.batch_size, progress=is_watched())
+        out = write_atomically(self.free_path(out), _latents_bytes(z, out.suffix))
         print(f"wrote {out} (latents of {len(z)} images, of deviation {float(z.std()):.3f})")
         if self.check:
             again = from_latents(
-                engine, z, steps, sampler, labels=labels, batch_size=self.batch_size, output="levels", progress=True
+                engine,
+                z,
+                steps,
+                sampler,
+                labels=labels,
+                batch_size=self.batch_size,
+                output="levels",
+                progress=is_watched(),
             )
             assert not isinstance(again, list)
             kept = again == x
@@ -76,7 +87,7 @@ class Invert(EditingFlags):
         if self.check or self.fit:
             raise InvalidValueError(f"--{'check' if self.check else 'fit'} must be absent with --back")
         self.check_n()
-        output = output_for("images.png" if self.out is None else self.out)
+        output = self.output_for("images.png" if self.out is None else self.out)
 
         from ..sampling import from_latents
         from ..sampling.editing import diffusion_engine
@@ -85,10 +96,18 @@ class Invert(EditingFlags):
         z = _read_latents(self.images)[: self.n]
         steps, labels = 100 if self.steps is None else self.steps, parse_label(self.label, engine.model.config)
         results = from_latents(
-            engine, z, steps, self.sampler_object(), self.seed, labels, batch_size=self.batch_size, progress=True
+            engine,
+            z,
+            steps,
+            self.sampler_object(),
+            self.seed,
+            labels,
+            batch_size=self.batch_size,
+            progress=is_watched(),
         )
         assert not isinstance(results, list)
-        write_results(output, [f"{k:05}" for k in range(len(z))], [], results)
+        names, about = [f"{k:05}" for k in range(len(z))], f"from {os.path.basename(self.images)}"
+        self.write_results(output, engine.model, names, {}, results, about)
         return 0
 
 

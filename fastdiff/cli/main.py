@@ -5,17 +5,17 @@ import os
 import signal
 import sys
 import time
+import typing
 import warnings
 from contextlib import nullcontext, redirect_stderr
-from typing import Annotated
 
 import tyro
 from fastdiff_kernels.errors import FastdiffError, InvalidValueError
-from tyro.conf import DisallowNone, subcommand
 
 from .. import __version__
 from .check import Check
 from .convert import Convert
+from .demo import Demo
 from .edit import Edit, Inpaint
 from .evaluate import Evaluate
 from .export import Export
@@ -25,34 +25,22 @@ from .interpolate import Interpolate
 from .interrupts import Terminated, message
 from .invert import Invert
 from .mixture import Mixture
+from .parsing import parse, wrapped
 from .reconstruct import Reconstruct
 from .restore import Restore
 from .sample import Sample
+from .suggestions import completed, nearest
 from .train import Train
 
 Command = (
-    Annotated[Sample, subcommand("sample")]
-    | Annotated[Train, subcommand("train"), DisallowNone]
-    | Annotated[Evaluate, subcommand("evaluate")]
-    | Annotated[Interpolate, subcommand("interpolate")]
-    | Annotated[Reconstruct, subcommand("reconstruct")]
-    | Annotated[Edit, subcommand("edit")]
-    | Annotated[Inpaint, subcommand("inpaint")]
-    | Annotated[Invert, subcommand("invert")]
-    | Annotated[Restore, subcommand("restore")]
-    | Annotated[Mixture, subcommand("mixture")]
-    | Annotated[Fd, subcommand("fd")]
-    | Annotated[Export, subcommand("export")]
-    | Annotated[Check, subcommand("check")]
-    | Annotated[Convert, subcommand("convert")]
-    | Annotated[Info, subcommand("info")]
-)
-
-
+    Sample | Train | Evaluate | Interpolate | Reconstruct | Edit | Inpaint | Invert | Restore | Mixture | Fd | Export
+    | Check | Convert | Demo | Info
+)  # fmt: skip
+COMMANDS: dict[str, type[Command]] = {kind.__name__.lower(): kind for kind in typing.get_args(Command)}
 DIVIDED = (Train, Sample, Evaluate)  # commands that several processes share
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # processes.STARTED needs torch
 PATIENCE = 2.0  # seconds in which the first process can print: torchrun ends all as soon as one has failed
-DESCRIPTION = "Diffusion models with exact bounds. `fastdiff --version` prints the version."
+DESCRIPTION = "Diffusion models with exact bounds."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,19 +52,20 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.formatwarning = lambda text, *rest, **options: f"fastdiff: warning: {text}\n"
     several = all(name in os.environ for name in TORCHRUN) and os.environ["WORLD_SIZE"] != "1"
     first = not several or os.environ["RANK"] == "0"
-    given = sys.argv[1:] if arguments is None else arguments
-    if given == ["--version"]:
-        print(f"fastdiff {__version__}")
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] in (["--version"], ["--help"], ["-h"]):
+        print(f"fastdiff {__version__}" if words[0] == "--version" else overview())
         return 0
+    command = None
     try:
         with nullcontext() if first else redirect_stderr(io.StringIO()):
-            command = tyro.cli(Command, args=given, prog="fastdiff", description=DESCRIPTION, console_outputs=first)  # pyright: ignore
+            command = command_of(words, first)
         if several and not isinstance(command, DIVIDED):
-            raise InvalidValueError(f"{given[0]} must run in one process, without torchrun")
+            raise InvalidValueError(f"{words[0]} must run in one process, without torchrun")
         return command.run()
     except FastdiffError as error:
         if first:
-            print(f"fastdiff: error: {error}", file=sys.stderr)
+            print(f"fastdiff: error: {completed(str(error), words[:1], command)}", file=sys.stderr)
         else:
             time.sleep(PATIENCE)
         return 2
@@ -88,3 +77,33 @@ def main(arguments: list[str] | None = None) -> int:
         assert isinstance(code, int)
         print(message(code - 128), file=sys.stderr)
         return code
+
+
+def command_of(words: list[str], shown: bool = True) -> Command:
+    """Return the command that the words of a command line ask for.
+
+    Raises:
+        InvalidValueError: no command, or an unknown one.
+        SystemExit: as `parse`.
+    """
+    if words and words[0].startswith("--tyro-"):  # completions for a shell
+        return tyro.cli(Command, args=words, prog="fastdiff", console_outputs=shown)  # pyright: ignore
+    if not words:
+        raise InvalidValueError("a command must follow, such as fastdiff sample digits; see fastdiff --help")
+    name = words[0]
+    if name not in COMMANDS:
+        raise InvalidValueError(f"there is no command {name!r}{nearest(name, COMMANDS)}; see fastdiff --help")
+    command = parse(name, COMMANDS[name], words[1:], shown)
+    assert isinstance(command, Command)
+    return command
+
+
+def overview() -> str:
+    """Return the text of ``fastdiff --help``: a sentence on each command."""
+    lines = ["usage: fastdiff COMMAND [OPTIONS]", "", DESCRIPTION, ""]
+    for name, kind in COMMANDS.items():
+        summary = (kind.__doc__ or "").split("\n\n")[0]
+        lines.append(wrapped(summary, 15 * " ", f"  {name:<13}"))
+    return "\n".join(
+        [*lines, "", "fastdiff COMMAND --help describes a command; fastdiff --version prints the version."]
+    )

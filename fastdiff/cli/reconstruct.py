@@ -2,19 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from fastdiff_kernels.errors import InvalidValueError
 
-from .arguments import check_picture, default_device, load_data, parse_degradation, write_picture
+from .arguments import check_picture, load_data, parse_degradation
+from .choices import SAMPLERS, choice
+from .common_flags import Computing, Drawing, drawn_by, is_watched
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass
-class Reconstruct:
+class Reconstruct(Drawing, Computing):
     """Write held-out images, the images that reconstruction starts from, and the reconstructions; print PSNR."""
 
     model: tyro.conf.Positional[str]
@@ -27,8 +29,8 @@ class Reconstruct:
     """Data set whose held-out images are taken, instead of that of the training."""
     steps: int | None = None
     """Sampler steps of the diffusion, 250 by default; a VAE has none."""
-    sampler: str = "ancestral"
-    """ancestral, ddim, dpm-solver, heun, unipc or deis."""
+    sampler: Annotated[str, choice(*SAMPLERS)] = "ancestral"
+    """How the steps are made."""
     seed: int = 0
     """Of the degradation's noise and of the samples."""
     out: Path = Path("reconstructions.png")
@@ -37,6 +39,8 @@ class Reconstruct:
     def run(self) -> int:
         """Reconstruct, print and draw."""
         check_picture(self.out)
+        self.check_free(self.out)
+        self.check_threads()
         degradation = None if self.degradation is None else parse_degradation(self.degradation)
 
         import torch
@@ -47,13 +51,13 @@ class Reconstruct:
         from ..sampling import reconstruct
         from ..training.batches import check_fit
 
-        model = load(self.model).to(default_device())
+        model = load(self.model).to(self.chosen_device())
         data = load_data(self.model, self.data, model.shape)
         check_fit(model, data)
         if not 1 <= self.n <= len(data.test_images):
             raise InvalidValueError(f"--n must be in 1 .. {len(data.test_images)}, the held-out images, got {self.n}")
         images = data.test_images[: self.n]
-        result = reconstruct(model, images, degradation, self.steps, self.sampler, self.seed, progress=True)
+        result = reconstruct(model, images, degradation, self.steps, self.sampler, self.seed, progress=is_watched())
         rows, names = [to_uint8(images, data.levels)], ["images"]
         if result.start is not None:
             degraded = degradation is not None or "z" not in model.latent_variables
@@ -63,8 +67,10 @@ class Reconstruct:
         names.append("reconstructions")
         print(_psnr(names[-1], psnr(images, result.images, data.levels)))
         rows.append(to_uint8(result.images, data.levels))
-        write_picture(image_grid(torch.cat(rows), columns=len(images)), self.out)
-        print(f"wrote {self.out} ({len(images)} columns; rows: {', '.join(names)})")
+        drawn = drawn_by(self.model, model, self.sampler, self.steps, self.seed)
+        caption = [*drawn, f"rows: {', '.join(names)}"]
+        path = self.write(image_grid(torch.cat(rows), columns=len(images)), self.out, caption)
+        print(f"wrote {path} ({len(images)} columns; rows: {', '.join(names)})")
         return 0
 
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from .editing_flags import EditingFlags, output_for, write_results
+from .common_flags import is_watched
+from .editing_flags import EditingFlags
 
 
 @dataclass(kw_only=True)
@@ -24,7 +25,7 @@ class Restore(EditingFlags):
 
         if self.variants < 1:
             raise InvalidValueError(f"--variants must be an integer >= 1, got {self.variants}")
-        output = output_for(self.out)
+        output = self.output_for(self.out)
 
         from ..io.pictures import to_uint8
         from ..sampling import restore
@@ -33,8 +34,10 @@ class Restore(EditingFlags):
         model = engine.model
         images = self.read(model.degraded_shape, output)
         x = images.at_levels(model.levels).repeat(self.variants, 1, 1, 1)
-        result = restore(engine, x, self.steps, self.sampler_object(), self.seed, self.batch_size, progress=True)
+        result = restore(
+            engine, x, self.steps, self.sampler_object(), self.seed, self.batch_size, progress=is_watched()
+        )
         start = result.start if result.start is not None else model.to_unit(x)
         shown = to_uint8(model.to_levels(start[: len(images.names)]), model.levels)
-        write_results(output, images.names, [shown], to_uint8(result.images, model.levels))
+        self.write_results(output, model, images.names, {"images": shown}, to_uint8(result.images, model.levels))
         return 0

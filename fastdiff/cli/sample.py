@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from fastdiff_kernels.errors import InvalidValueError
 
-from .arguments import sampler_of, write_picture
-from .choices import hint
+from .arguments import sampler_of
+from .choices import PAIR, SAMPLERS, SPACINGS, VARIANCES, choice, hint
+from .common_flags import Computing, Drawing, drawn_by, is_watched
 from .labels import ALL, parse_label
 from .outputs import Output, output_of
 
@@ -17,12 +18,12 @@ MOST_COLUMNS = 32  # classes that have a column each in the picture of all class
 
 if TYPE_CHECKING:
     from ..diffusion import Sampler
-    from ..models import Guidance, Latents
+    from ..models import Guidance, Latents, Model
     from ..sampling import Engine
 
 
 @dataclass
-class Sample:
+class Sample(Drawing, Computing):
     """Draw images from a model: one picture of all, an .npz file, or a folder with a file each.
 
     A folder takes any number of images: `fastdiff sample digits -n 50000 --out samples/`. They are drawn in pieces; the
@@ -44,21 +45,21 @@ class Sample:
     """Draw a part of a folder, such as 2/8 for the second of eight machines."""
     steps: int | None = None
     """Sampler steps, 250 by default; a VAE has none."""
-    sampler: str = "ancestral"
-    """ancestral, ddim, dpm-solver, heun, euler (ddim by its other name), unipc, deis, dpm-solver-sde,
-    dpm-solver-sde-2s or euler-a."""
+    sampler: Annotated[str, choice(*SAMPLERS)] = "ancestral"
+    """How the steps are made; euler is ddim by its other name."""
     eta: float | None = None
     """Option of ddim, euler-a and dpm-solver-sde, the noise: 0 is deterministic, 1 that of ancestral sampling."""
     order: int | None = None
     """Option of unipc and deis: 1, 2 or 3 (the default)."""
-    spacing: str | None = None
-    """Where the steps lie: time (evenly, the default), gamma, quadratic, karras, or model (the model's own times)."""
+    spacing: Annotated[str | None, choice(*SPACINGS)] = None
+    """Where the steps lie: evenly in time (the default), or as another spacing; model: at the model's own times;
+    leading, trailing and linspace, as in diffusers: for a DDPM."""
     rho: float | None = None
     """Exponent of --spacing karras, 7 by default."""
-    betas: tuple[float, float] | None = None
+    betas: Annotated[tuple[float, float] | None, PAIR] = None
     """First and last of evenly spaced betas, such as 1e-6 0.8 with 10 steps, instead of a DDPM's own noise levels."""
-    variance: str | None = None
-    """Option of ancestral: fixed_small, fixed_large or learned, instead of the model's own."""
+    variance: Annotated[str | None, choice(*VARIANCES)] = None
+    """Option of ancestral, instead of the model's own."""
     temperature: float | None = None
     """Factor on the standard deviation of the initial latent."""
     clip_denoised: bool = False
@@ -67,14 +68,15 @@ class Sample:
     """Draw the noise of the steps from a Brownian path: a seed gives the same composition with any number of steps."""
     latents_temperature: float | None = None
     """Factor on the standard deviation of the latent z of a VAE or a DiffuseVAE."""
-    mixture: Path | None = None
-    """Mixture (`fastdiff mixture`) that the latent z of a VAE or a DiffuseVAE is drawn from."""
+    mixture: str | None = None
+    """Mixture that the latent z of a VAE or a DiffuseVAE is drawn from: the folder of `fastdiff mixture`, or the
+    name of an embedded model that has one (diffusevae-letters)."""
     label: str | None = None
     """Class of all images, for a class-conditional model: its name or its number (name:2 and number:2 where a text is
     the name of one class and the number of another); all: the classes in turn, in a picture a column for each."""
     guidance: float | None = None
     """Weight of classifier-free guidance, with --label."""
-    guidance_interval: tuple[float, float] | None = None
+    guidance_interval: Annotated[tuple[float, float] | None, PAIR] = None
     """First and last time t in [0, 1] at which guidance applies, such as 0.2 0.8; everywhere by default."""
     seed: int = 0
     """Image i is a function of the seed and i."""
@@ -93,7 +95,12 @@ class Sample:
         """Sample, and write the files."""
         if self.n < 1:
             raise InvalidValueError(f"--n must be an integer >= 1, got {self.n}")
+        self.check_threads()
         output = output_of(self.out, self.format, self.piece, self.shard)
+        if output.kind != "folder":
+            self.check_free(output.path)
+        elif self.overwrite:
+            raise InvalidValueError(f"--overwrite is for a picture or an .npz file, got the folder {output.path}")
 
         from ..io.processes import joined
         from ..models import Latents
@@ -108,6 +115,7 @@ class Sample:
             latents = Latents(temperature, self.mixture)
         invariant = False if self.batch_invariant is None else self.batch_invariant
         with joined(self.device) as device:
+            self.set_threads()
             graph = {"auto": None, "on": True, "off": False}[self.graph]
             engine = Engine(self.model, self.compile, graph, invariant, device)
             label = ALL if self.label == ALL else parse_label(self.label, engine.model.config)
@@ -129,18 +137,19 @@ class Sample:
         labels = class_labels(engine.model, label, self.n) if label == ALL else label
         images = sample_images(
             engine, self.n, self.steps, sampler, self.seed, labels, self._guidance(), None, latents,
-            self.batch_size, "uint8", None, progress=True, callback=None, sharded=True,
+            self.batch_size, "uint8", None, progress=is_watched(), callback=None, sharded=True,
         )  # fmt: skip
         assert not isinstance(images, list)
         if output.kind == "npz":
             classes = class_labels(engine.model, label, self.n)
-            on_first(lambda: write_atomically(output.path, npz_bytes(images, classes)))
+            path = on_first(lambda: write_atomically(self.free_path(output.path), npz_bytes(images, classes)))
         else:
-            columns = engine.model.num_classes if label == ALL else 0
-            columns = columns if columns <= min(self.n, MOST_COLUMNS) else 0
-            on_first(lambda: write_picture(image_grid(images, columns or None), output.path))
+            names = engine.model.config.names if label == ALL else ()
+            names = names if len(names) <= min(self.n, MOST_COLUMNS) else ()
+            sheet = image_grid(images, len(names) or None)
+            path = on_first(lambda: self.write(sheet, output.path, self._parts(engine.model), names))
         if is_first():
-            print(f"wrote {output.path} ({self.n} images)")
+            print(f"wrote {path} ({self.n} images)")
 
     def _write_folder(
         self, engine: "Engine", output: Output, sampler: "Sampler", latents: "Latents | None", label: int | str | None
@@ -151,13 +160,20 @@ class Sample:
 
         done = sample_to_folder(
             engine, output.path, self.n, self.steps, sampler, self.seed, label, self._guidance(), latents,
-            self.batch_size, output.piece, output.format, shard=output.shard, progress=True,
+            self.batch_size, output.piece, output.format, shard=output.shard, progress=is_watched(),
         )  # fmt: skip
         if is_first():
             part = "" if output.shard == (1, 1) else f" of shard {self.shard}"
             there = f"; {done.images - done.drawn} were there" if done.drawn < done.images else ""
             missing = f"; {done.missing} of {self.n} are missing" if done.missing else ""
             print(f"wrote {done.path}{os.sep} ({done.drawn} images{part}{there}{missing})")
+
+    def _parts(self, model: "Model") -> list[str]:
+        """Return the parts of the caption."""
+        label = "" if self.label is None else "all classes" if self.label == ALL else f"class {self.label}"
+        guidance = "" if self.guidance is None else f"guidance {self.guidance:g}"
+        mixture = "" if self.mixture is None else f"z from the mixture {Path(self.mixture).name}"
+        return [*drawn_by(self.model, model, self.sampler, self.steps, self.seed), label, guidance, mixture]
 
     def _guidance(self) -> "Guidance | float | None":
         """Return the guidance of the flags.

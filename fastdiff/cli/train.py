@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+from tyro.conf import DisallowNone, configure
+
 from .train_options import TrainOptions
 
 
+@configure(DisallowNone)  # for completions, which do not come from `parse`
 @dataclass
 class Train(TrainOptions):
     """Train a preset, or a small model of your own images. Ctrl-C leaves a checkpoint; --resume continues from it to

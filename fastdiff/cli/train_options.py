@@ -27,7 +27,7 @@ class TrainOptions:
 
     what: Annotated[
         Positional[str | None],
-        arg(metavar="WHAT", help="\n".join([WHAT, *(f"  {line}" for line in PRESETS)]), help_behavior_hint=""),
+        arg(help="\n".join([WHAT, *(f"  {line}" for line in PRESETS)]), help_behavior_hint=""),
     ] = None
     out: Annotated[Path | None, hint("runs/PRESET, or runs/MODEL-DATA for own data")] = None
     """Folder of the run."""

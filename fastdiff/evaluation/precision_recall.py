@@ -17,8 +17,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..kernels import InvalidTypeError, InvalidValueError
+from .batches import BAR_DELAY
 
 BLOCK = 1 << 23  # distances that are in memory at once: 64 MiB
 ROUNDING = 1e-12  # relative: squared distances that differ by less times the squared norms count as equal
@@ -41,7 +43,7 @@ class PrecisionRecall:
 
 
 def precision_recall(
-    images: Tensor, reference: Tensor, k: int = 3, reference_radii: Tensor | None = None
+    images: Tensor, reference: Tensor, k: int = 3, reference_radii: Tensor | None = None, progress: bool = False
 ) -> PrecisionRecall:
     """Return the improved precision and recall of images against a reference, from their features.
 
@@ -54,6 +56,7 @@ def precision_recall(
         k: the neighbour whose distance is the radius, >= 1; the paper takes 3.
         reference_radii: what `neighbour_radii` returns for this reference and k, where several sets are compared with
             one reference: most of the time goes into them if it is the larger one.
+        progress: show progress bars on stderr.
 
     Raises:
         InvalidTypeError: features that are not floating-point tensors.
@@ -67,26 +70,27 @@ def precision_recall(
     a, b = images.detach().double(), reference.detach().to(images.device).double()
     center = b.mean(0)  # distances do not depend on it, and rounding is smaller around it
     a, b = a - center, b - center
-    radii = _radii(b, k) if reference_radii is None else reference_radii.to(b)
-    on_reference, on_images = _covered(a, b, radii), _covered(b, a, _radii(a, k))
+    radii = _radii(b, k, progress) if reference_radii is None else reference_radii.to(b)
+    on_reference = _covered(a, b, radii, progress)
+    on_images = _covered(b, a, _radii(a, k, progress), progress)
     precision = float(on_reference.double().mean())
     error = math.sqrt(precision * (1.0 - precision) / len(a))
     return PrecisionRecall(precision, float(on_images.double().mean()), error, len(a), len(b), k)
 
 
-def neighbour_radii(reference: Tensor, k: int = 3) -> Tensor:
+def neighbour_radii(reference: Tensor, k: int = 3, progress: bool = False) -> Tensor:
     """Return the squared distance of each row of features [M, F] to its k-th nearest neighbour, float64 [M].
 
     Args:
         reference: features of the reference, floating point, M > k.
-        k: as for `precision_recall`.
+        k, progress: as for `precision_recall`.
 
     Raises:
         InvalidTypeError, InvalidValueError: as `precision_recall`.
     """
     _check(reference, reference, k)
     points = reference.detach().double()
-    return _radii(points - points.mean(0), k)
+    return _radii(points - points.mean(0), k, progress)
 
 
 def _check(images: Tensor, reference: Tensor, k: int) -> None:
@@ -106,9 +110,10 @@ def _check(images: Tensor, reference: Tensor, k: int) -> None:
             raise InvalidValueError(f"precision_recall: {name} must be finite")
 
 
-def _blocks(rows: int, columns: int) -> range:
-    """Return the first rows of blocks of a matrix of distances."""
-    return range(0, rows, _height(columns))
+def _blocks(rows: int, columns: int, progress: bool) -> "tqdm[int]":
+    """Return the first rows of blocks of a matrix of distances, behind a bar that appears after some seconds."""
+    blocks = range(0, rows, _height(columns))
+    return tqdm(blocks, desc="neighbours", unit="block", disable=not progress, leave=False, delay=BAR_DELAY)
 
 
 def _height(columns: int) -> int:
@@ -121,11 +126,11 @@ def _squares(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return torch.addmm(norms, a, b.mT, alpha=-2.0), norms
 
 
-def _radii(points: Tensor, k: int) -> Tensor:
+def _radii(points: Tensor, k: int, progress: bool) -> Tensor:
     """Return the squared distance of every point to its k-th nearest neighbour, itself not counted, [N]."""
     radii = points.new_empty(len(points))
     height = _height(len(points))
-    for first in _blocks(len(points), len(points)):
+    for first in _blocks(len(points), len(points), progress):
         block = slice(first, min(first + height, len(points)))
         squares, _ = _squares(points[block], points)
         own = torch.arange(len(squares), device=points.device)
@@ -134,11 +139,11 @@ def _radii(points: Tensor, k: int) -> Tensor:
     return radii
 
 
-def _covered(points: Tensor, others: Tensor, radii: Tensor) -> Tensor:
+def _covered(points: Tensor, others: Tensor, radii: Tensor, progress: bool) -> Tensor:
     """Return whether each point lies in at least one of the balls around the others, bool [N]."""
     covered = torch.empty(len(points), dtype=torch.bool, device=points.device)
     height = _height(len(others))
-    for first in _blocks(len(points), len(others)):
+    for first in _blocks(len(points), len(others), progress):
         block = slice(first, min(first + height, len(points)))
         squares, norms = _squares(points[block], others)
         covered[block] = (squares <= radii + ROUNDING * norms).any(1)

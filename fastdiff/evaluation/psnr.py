@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..io.pictures import to_uint8
 from ..kernels import InvalidTypeError, InvalidValueError
-from .batches import Images
+from .batches import BAR_DELAY, Images
 
 LIMIT = 8.0  # images in [-1, 1], noise included, are smaller; levels as floats, or 0 .. 255, are not
 
@@ -59,6 +60,7 @@ def paired_psnr(
     levels: int = 256,
     batch_size: int = 64,
     other_levels: int | None = None,
+    progress: bool = False,
 ) -> PairedPsnr:
     """Return the mean over i of the PSNR between ``images[i]`` and ``others[i]``.
 
@@ -68,6 +70,7 @@ def paired_psnr(
         batch_size: images that are read at once, >= 1.
         other_levels: number of levels of ``others``, >= 2; None for the same. Where the numbers differ, both are scaled
             to 0 .. 255 and rounded first, as they are in files.
+        progress: show a progress bar on stderr.
 
     Raises:
         InvalidTypeError, InvalidValueError: as `psnr`; no images, different numbers of them, or other_levels < 2.
@@ -80,7 +83,8 @@ def paired_psnr(
         found = f"{levels} and {other_levels}"
         raise InvalidValueError(f"paired_psnr: levels and other_levels must be integers >= 2, got {found}")
     parts = []
-    for first in range(0, len(images), batch_size):
+    firsts = range(0, len(images), batch_size)
+    for first in tqdm(firsts, desc="PSNR", unit="batch", disable=not progress, leave=False, delay=BAR_DELAY):
         index = torch.arange(first, min(first + batch_size, len(images)))
         a, b = images[index], others[index]
         if levels == other_levels:

@@ -35,7 +35,8 @@ class Latents:
 
     Args:
         temperature: factor on the standard deviation of the draw, > 0.
-        mixture: a mixture fitted to the latents, or the folder of one, to draw z_1 from instead of the prior.
+        mixture: a mixture fitted to the latents, the folder of one, or the name of an embedded model that has one
+            (``"diffusevae-letters"``), to draw z_1 from instead of the prior.
         z: the latents z_1 themselves, float [n, latent], instead of drawing them.
 
     Raises:

@@ -8,6 +8,7 @@ et al. 2022) samples so. It changes samples only: the bound is that of the prior
 import math
 import warnings
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from ..models import Model, check_model, evaluating
 
 KIND = "latent-mixture"
 RECORD, TENSORS = "mixture.json", "mixture.safetensors"
+EMBEDDED = "mixtures"  # folder of fastdiff.assets
 FIT_STEP = 2**32 - 2  # a step of the noise that neither training, evaluation nor a sampler reaches
 ITERATIONS = 1000  # of expectation maximisation, at most
 WEIGHT_ERROR = 1e-6  # tolerance of the sum of the weights
@@ -150,14 +152,31 @@ def is_mixture(path: Path) -> bool:
     return (path / RECORD).is_file()
 
 
-def load_mixture(path: str | Path) -> LatentMixture:
-    """Load a mixture from the folder that `LatentMixture.save` wrote.
+def embedded_mixtures() -> list[str]:
+    """Return the names of the mixtures that are shipped with the package: those of the models they are fitted to."""
+    assets = files("fastdiff.assets").joinpath(EMBEDDED)
+    return sorted(entry.name for entry in assets.iterdir()) if assets.is_dir() else []
+
+
+def load_mixture(path_or_name: str | Path) -> LatentMixture:
+    """Load a mixture from the folder that `LatentMixture.save` wrote, or one that is shipped with the package.
+
+    Args:
+        path_or_name: the folder; or, as a string, the name of an embedded model with a mixture, which takes precedence
+            over a folder of the same name: write ``./diffusevae-letters`` for the folder. A `Path` is always a folder.
 
     Raises:
-        CheckpointError: there is no such folder, it is not that of a mixture, or a file is missing or damaged. The
-            message names the file.
+        CheckpointError: there is no such folder or name, it is not that of a mixture, or a file is missing or damaged.
+            The message names the file.
     """
-    path = Path(path)
+    path, names = Path(path_or_name), embedded_mixtures()
+    if isinstance(path_or_name, str) and path_or_name in names:
+        path = Path(str(files("fastdiff.assets").joinpath(EMBEDDED, path_or_name)))
+    elif not folders.exists(path):
+        known = ", ".join(names) or "none"
+        raise CheckpointError(
+            f"mixture must be the folder of a mixture, or the name of an embedded one ({known}), got {str(path)!r}"
+        )
     content = folders.read_folder(path)
     record, tensors = content.get(RECORD), content.get(TENSORS)
     if not isinstance(record, dict) or not isinstance(tensors, dict) or record.get("kind") != KIND:

@@ -16,6 +16,9 @@ times the sectors for C = 3, one element per instruction, and an exchange in sha
 sectors only, but also 5 instructions per element for addresses and shared memory.
 
 For C = 1, and for any data without drawn noise, memory and noise have the same order, and the only tile is a block.
+
+WIDTH, the elements of one access of a thread, is smaller for many channels, which would need many registers. Each
+function states it as an expression: what a device function returns is a constant in Triton 3.7, and a tensor in 3.6.
 """
 
 from ._triton import constexpr, jit, tl
@@ -23,15 +26,9 @@ from .noise_kernels import draw_block, quad_normals
 
 
 @jit
-def tile_width(HALF: constexpr, C: constexpr):
-    """Elements of one access of a thread, for C channels: fewer where they would need many registers."""
-    return 8 if HALF and C <= 4 else 4
-
-
-@jit
 def tile_offsets(start, tile: constexpr, HALF: constexpr, C: constexpr, BLOCK: constexpr):
     """Offsets in memory of one tile of a program that works on BLOCK pixels of C channels from pixel ``start``."""
-    WIDTH: constexpr = tile_width(HALF, C)
+    WIDTH: constexpr = 8 if HALF and C <= 4 else 4
     if C == 1:
         offsets = start + tl.arange(0, BLOCK)
     else:
@@ -50,7 +47,7 @@ def noise_of(
         if C == 1:
             noise = (draw_block(noise_ptr, sample, start, HALF, FAST, BLOCK),)
         else:
-            WIDTH: constexpr = tile_width(HALF, C)
+            WIDTH: constexpr = 8 if HALF and C <= 4 else 4
             quad = start // 4 + (WIDTH // 4) * tl.arange(0, BLOCK // WIDTH)
             for _ in tl.static_range(C):
                 noise = noise + quad_normals(noise_ptr, sample, quad, HALF, FAST)
@@ -68,7 +65,7 @@ def tile_noise(noise, noise_ptr, base, at, n, tile: constexpr, DRAWN: constexpr,
     elif C == 1:
         eps = noise[0]
     else:
-        WIDTH: constexpr = tile_width(HALF, C)
+        WIDTH: constexpr = 8 if HALF and C <= 4 else 4
         HOP: constexpr = WIDTH // 2
         even, odd = pair(noise, tile * WIDTH, HOP, WIDTH, C), pair(noise, tile * WIDTH + 1, HOP, WIDTH, C)
         if WIDTH == 8:

@@ -99,7 +99,7 @@ def test_names_and_folders(tmp_path, monkeypatch):
         assert torch.equal(weight(fastdiff.load(name)), weight(first))
     for name in ("mine", "runs/mine", tmp_path / "runs" / "mine"):
         assert torch.equal(weight(fastdiff.load(name)), weight(last))
-    assert embedded_names() == ["digits", "letters"]
+    assert embedded_names() == ["diffusevae-letters", "digits", "letters"]
     for name in ("digit", tmp_path / "runs", "runs/other", "x" * 300, "a\0b", ""):
         with pytest.raises(CheckpointError):
             fastdiff.load(name)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import fastdiff
-from fastdiff.cli.convert import ImprovedDiffusion
+from fastdiff.cli.convert import NOT_SETTINGS, ImprovedDiffusion
 from fastdiff.interop import load_improved_diffusion, load_vdm
 from fastdiff.models.formats.improved_diffusion_flags import ImprovedDiffusionFlags
 
@@ -81,7 +81,7 @@ def test_vdm(run):
         ("improved-diffusion nothing.npz ours", "must be a .safetensors or .npz file that exists, got nothing.npz"),
         ("improved-diffusion theirs.pt ours", "it is a pickle"),
         ("vdm theirs.safetensors ours", "must hold the parameters of a VDM"),
-        ("vdm theirs.safetensors ours --image-size 0", "image_size must be an integer >= 1, got 0"),
+        ("vdm theirs.safetensors ours --image-size 0", "--image-size must be an integer >= 1, got 0"),
     ],
 )
 def test_errors(run, tmp_path, arguments, message):
@@ -102,5 +102,5 @@ def test_what_is_no_boolean(run, capsys, value):
 
 def test_the_flags_of_the_command_are_those_of_the_function():
     known = {field.name: field.default for field in attrs.fields(ImprovedDiffusionFlags)}
-    offered = {field.name: field.default for field in fields(ImprovedDiffusion) if field.name not in ("file", "out")}
+    offered = {field.name: field.default for field in fields(ImprovedDiffusion) if field.name not in NOT_SETTINGS}
     assert offered == known

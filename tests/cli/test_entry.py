@@ -118,8 +118,9 @@ def test_random_moments(tmp_path):
         assert os.listdir(tmp_path) == []
 
 
-def test_nobody_reads_the_output():
-    process = start("info")
+@pytest.mark.parametrize("arguments", [["info"], ["--help"], ["sample", "--help"]])
+def test_nobody_reads_the_output(arguments):
+    process = start(*arguments)
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None

@@ -52,8 +52,9 @@ def test_samples_of_a_named_class(run, command):
     model = small(num_classes=3, class_names=("A", "B", "Q"))
     model.save("model")
     out = {"picture": "x.png", "arrays": "x.npz", "folder": "x/"}[command]
+    replaces = [] if command == "folder" else ["--overwrite"]
     for label in ("Q", "2"):  # the second call of the folder finds its images
-        code, _, err = run("sample", "model", "-n", "3", "--steps", "2", "--out", out, "--label", label)
+        code, _, err = run("sample", "model", "-n", "3", "--steps", "2", "--out", out, "--label", label, *replaces)
         assert code == 0, err
     expected = fastdiff.sample(model, 3, 2, labels="Q")
     if command == "arrays":
@@ -63,7 +64,7 @@ def test_samples_of_a_named_class(run, command):
     if command == "folder":
         with Image.open("x/000001.png") as picture:
             assert np.array_equal(np.asarray(picture), expected[1, 0])
-    code, _, err = run("sample", "model", "-n", "3", "--steps", "2", "--out", out, "--label", "C")
+    code, _, err = run("sample", "model", "-n", "3", "--steps", "2", "--out", out, "--label", "C", *replaces)
     assert (code, "--label must be the name of a class (A, B, Q)" in err) == (2, True)
 
 
@@ -75,7 +76,9 @@ def test_editing_and_inversion_take_names(run):
     for label in ("Q", "2", "A"):
         for command in ("edit", "invert"):
             out = "out.npz"
-            code, _, err = run(command, "model", "image.png", "--steps", "2", "--label", label, "--out", out)
+            code, _, err = run(
+                command, "model", "image.png", "--steps", "2", "--label", label, "--out", out, "--overwrite"
+            )
             assert code == 0, err
             with np.load(out) as arrays:
                 (key,) = arrays.files
@@ -113,7 +116,9 @@ def test_a_folder_of_classes_gives_the_model_its_names(run, monkeypatch, tmp_pat
 def test_a_picture_of_all_classes_has_a_column_for_each(run, label, n, columns):
     """With fewer images than classes, and with one class, there are as many columns as rows."""
     small(num_classes=3, class_names=("A", "B", "Q")).save("model")
-    code, _, err = run("sample", "model", "-n", str(n), "--steps", "2", "--label", label, "--out", "x.png")
+    code, _, err = run(
+        "sample", "model", "-n", str(n), "--steps", "2", "--label", label, "--out", "x.png", "--no-caption"
+    )
     assert code == 0, err
     with Image.open("x.png") as picture:
         assert picture.size == (68 * columns + 4, 68 * -(-n // columns) + 4)

@@ -82,7 +82,7 @@ def test_one_file_of_arrays(run, tmp_path):
     small(num_classes=3).save("model")
     for label, expected in (("all", [0, 1, 2, 0]), ("2", [2] * 4), (None, None)):
         flags = [] if label is None else ["--label", label]
-        code, out, err = run("sample", "model", "-n", "4", "--steps", "2", "--out", "x.npz", *flags)
+        code, out, err = run("sample", "model", "-n", "4", "--steps", "2", "--out", "x.npz", "--overwrite", *flags)
         assert code == 0, err
         assert out == "wrote x.npz (4 images)\n"
         with np.load(tmp_path / "x.npz") as found:
@@ -186,6 +186,7 @@ WRONG = {
     "fd x.npz x.npz --features inception --weights nowhere.pth": "nowhere.pth",
     "fd x.npz x.npz --features vgg": "features must be digits",
     "fd digits x.npz --n 4 --steps 1": "one shape",
+    "sample digits --overwrite --out x/": "--overwrite is for a picture or an .npz file",
     "sample digits --out x": "--out must be a picture",
     "sample digits --out x.npz --shard 1/2": "--shard is for a folder",
     "sample model --label all -n 2 --steps 1": "labels must be None",

@@ -196,7 +196,7 @@ def test_a_resumed_run_keeps_its_data_and_model(run, pictures, tmp_path):
         (["--width", "8"], "width 4"),
         (["--model", "vae"], "model vdm"),
         (["--seed", "1"], "seed"),
-        (["--max-steps", "1"], "max_steps"),
+        (["--max-steps", "1"], "--max-steps"),
     ):
         code, _, err = run("train", str(pictures), "--resume", "--out", "run", *options)
         assert (code, word in err) == (2, True), err

@@ -4,11 +4,11 @@ import dataclasses
 
 import attrs
 import pytest
-import tyro
 
 from fastdiff.cli import write_fields
 from fastdiff.cli.advice import words_of
 from fastdiff.cli.main import main
+from fastdiff.cli.parsing import parse
 from fastdiff.cli.train import Train
 from fastdiff.cli.train_options import TrainOptions
 from fastdiff.data import ImageOptions
@@ -25,7 +25,9 @@ FIELDS = {
 
 
 def parsed(*arguments: str) -> Train:
-    return tyro.cli(Train, args=arguments, config=(tyro.conf.DisallowNone,))
+    command = parse("train", Train, list(arguments))
+    assert isinstance(command, Train)
+    return command
 
 
 def error_of(capsys, *arguments: str) -> str:

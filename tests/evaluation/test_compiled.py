@@ -40,7 +40,7 @@ def breaks() -> Counter:
     return torch._dynamo.utils.counters["graph_break"]
 
 
-@pytest.mark.parametrize("name", usually(["vdm with classes", "diffusevae"], list(BUILDS)))
+@pytest.mark.parametrize("name", usually(["vdm with classes"], list(BUILDS)))
 def test_bounds_compile_without_a_graph_break(name, compiled):
     """Once, for all batches and draws: 7 images twice in batches of 4, the last of them padded."""
     model = BUILDS[name]()

@@ -130,7 +130,7 @@ def sample_out(attempt: Attempt, place: Path) -> list[str]:
     assert command(*arguments)[0] == 0
     before = path.read_bytes()
     fill(place)
-    code, message = command(*arguments)
+    code, message = command(*arguments, "--overwrite")
     wrong = of_a_full_disk(message, place) + ([f"exit code {code}"] if code != 2 else [])
     if path.read_bytes() != before or left_behind(place):
         wrong.append("the older picture has changed, or something is left")

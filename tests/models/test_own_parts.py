@@ -1,8 +1,6 @@
 """Networks, schedules and samplers of a user's own: in training, sampling and evaluation, saved and loaded."""
 
 import copy
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -43,9 +41,6 @@ from fastdiff.models import (
 )
 from fastdiff.training import TrainConfig, TrainState, train
 from fastdiff.training.state import load_training, save_training
-
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "own-parts.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 class Convolution(nn.Module):
@@ -383,20 +378,6 @@ def test_save_rejects_what_load_would_reject(words, tmp_path):
     with pytest.raises(CheckpointError, match=f"cannot be saved.*{words}"):
         model.save(tmp_path / "m")
     assert not (tmp_path / "m").exists()
-
-
-# ------------------------------------------------------------------------------------------------ the page
-
-
-def test_the_page_has_an_example_for_each_part_of_at_most_25_lines():
-    assert len(BLOCKS) == 3
-    assert all(len(block.splitlines()) <= 25 for block in BLOCKS)
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=["network", "schedule", "sampler"])
-def test_the_examples_run(block, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, str(PAGE), "exec"), {"__name__": "__main__"})
 
 
 def test_the_slope_of_a_function_under_inference_mode():

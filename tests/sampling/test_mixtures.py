@@ -4,6 +4,7 @@ import bisect
 import json
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from fastdiff.io import folders
 from fastdiff.io.folders import CheckpointError
 from fastdiff.kernels import FastdiffError, Noise, Stream
 from fastdiff.sampling import LatentMixture, MixtureError, fit_mixture, load_mixture, mixtures
-from fastdiff.sampling.mixtures import FIT_STEP, fit_latents
+from fastdiff.sampling.mixtures import FIT_STEP, embedded_mixtures, fit_latents
 
 scikit_learn = pytest.importorskip("sklearn.mixture")
 scipy = pytest.importorskip("scipy")  # a dependency of scikit-learn
@@ -233,6 +234,22 @@ def test_round_trip(tmp_path):
     assert (record["kind"], record["components"], record["latent"]) == ("latent-mixture", 2, 3)
     other = mixture(4)
     assert equal(load_mixture(other.save(path)), other)  # replaced
+
+
+def test_embedded_mixtures_by_name(tmp_path, monkeypatch):
+    """The name takes precedence over a folder of the same name, ./NAME is the folder; another name lists these."""
+    monkeypatch.setattr("fastdiff.sampling.mixtures.files", lambda _: tmp_path / "assets")
+    monkeypatch.chdir(tmp_path)
+    assert embedded_mixtures() == []
+    shipped, own = fit_latents(torch.randn(50, 3), 2), fit_latents(torch.randn(50, 3), 1)
+    shipped.save(tmp_path / "assets/mixtures/a-model")
+    own.save(tmp_path / "a-model")
+    assert embedded_mixtures() == ["a-model"]
+    assert equal(load_mixture("a-model"), shipped)
+    assert equal(load_mixture("./a-model"), own)
+    assert equal(load_mixture(Path("a-model")), own)
+    with pytest.raises(CheckpointError, match=r"the name of an embedded one \(a-model\), got 'another'"):
+        load_mixture("another")
 
 
 def rewrite(path, name, data: bytes) -> None:

@@ -63,8 +63,7 @@ def test_the_command_in_two_processes_writes_the_picture_of_one(tmp_path, monkey
     ended = launch(["-m", "fastdiff", *command, "two.png"], 2)
     assert [one.returncode for one in ended] == [0, 0], ended
     assert [one.stdout for one in ended] == ["wrote two.png (5 images)\n", ""]
-    assert "100%" in ended[0].stderr
-    assert ended[1].stderr == ""
+    assert [one.stderr for one in ended] == ["", ""]  # no terminal, no progress bar
     assert main([*command, "one.png"]) == 0
     assert capsys.readouterr().out == "wrote one.png (5 images)\n"
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
