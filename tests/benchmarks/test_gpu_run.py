@@ -64,6 +64,7 @@ def test_a_merge_into_a_file_replaces_it_whole(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_an_end_to_end_run_on_a_cpu_and_its_continuation(tmp_path, monkeypatch, capsys):
     """A small case of an operation is checked and timed, its rows are written; a second run has nothing to do."""
     only = r"cpu-cifar-float32-diffuse-given|every_kernel_once\[diffuse( drawn)?-|test_forward\[cuda"
