@@ -13,9 +13,9 @@ ALL = "all"
 def parse_label(text: str | None, config: "ImageConfig") -> int | None:
     """Return the number of the class that ``--label`` says.
 
-    A text is the name of a class, or the number of one. Classes may have numbers for names, and another order: a folder
-    ``10`` is class 2 of ten folders or more, which are sorted as text. A text that is the name of one class and the
-    number of another is an error; ``name:10`` and ``number:2`` are neither.
+    A text is the name of a class, or the number of one. Classes may have numbers for names, and another order: the
+    folder ``10`` is class 2 of the folders ``0`` to ``11``, which are sorted as text. A text that is the name of one
+    class and the number of another is an error; ``name:10`` and ``number:2`` are neither.
 
     Args:
         text: the flag; None without.

@@ -36,7 +36,7 @@ def shell_call(subject: Subject, choice: Choice) -> str:
     if choice.label is not None:
         words += ["--label", _flag_of_label(subject, choice.label)]
     words += ["--guidance", f"{choice.guidance:g}"] if choice.guided else []
-    words += ["--device", str(subject.device)] if subject.device.type != check_device("auto").type else []
+    words += ["--device", str(subject.device)] if subject.device != check_device("auto") else []
     return shlex.join([*words, "--out", "samples.png"]) + "\n"
 
 

@@ -15,15 +15,9 @@ from fastdiff.data import digits
 from fastdiff.models import DDPM, ConcatUNetConfig, DDPMConfig
 from fastdiff.presets import PRESETS, preset
 
-IN_README = {  # tensors that README's operations take: latents, coefficients of a sampler's rows
-    "x": torch.zeros(2, 3, 4, 4), "z_t": torch.zeros(2, 3, 4, 4), "eps_hat": torch.zeros(2, 3, 4, 4),
-    "gamma": torch.ones(2), "w": torch.ones(2), "table": torch.full((5, 10), 0.5),
-    "network": lambda features: features[:, :3],
-}  # fmt: skip
 WRITES_PHOTOS = 'path = Path("photos",'  # a page may write its own photos/, and shows how after it has used them
 STAND_INS = {"runs/super-resolution": "superresolution2-digits"}  # runs of the reader's own, and what they are here
 LARGE = ("cifar10", "celeba64", "imagenet32", "imagenet64")  # presets of up to 238 M parameters
-NAMES = {"README.md": IN_README}  # page to the names that its first block of Python has
 
 
 def make_files(folder: Path) -> None:

@@ -53,7 +53,6 @@ PATCHES = [
 IN_ITS_OWN_PROCESS = {"docs/add-a-kernel.md": "registers an operation, which other tests would find"}
 
 NOT_RUN = [
-    (r"pytest benchmarks/ .*", "times the kernels; .ci/run runs it with --quick"),
     (r"fastdiff demo.*", "serves until it is interrupted; tests/demo, and tests/browser with a browser"),
     (r"make \w.*", "set-up and commands of a clone; .ci/run makes them"),
     (r"(?:\.venv/bin/)?pip .*|python3? -m (?:venv|pip) .*", "installs from a network"),

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from documents.pages import Example, arguments, examples
-from documents.prepared import NAMES, WRITES_PHOTOS, make_folders, make_models
+from documents.prepared import WRITES_PHOTOS, make_folders, make_models
 from documents.reductions import reason_not_run, smaller_command, smaller_python
 from sources import ROOT
 
@@ -21,7 +21,7 @@ WRITTEN = {  # where a command writes without --out
 
 def run_page(page: str) -> None:
     """Run all examples of a page, then load what they saved. A block that writes photos/ comes first."""
-    session = {"__name__": "__main__"} | NAMES.get(page, {})
+    session: dict[str, object] = {"__name__": "__main__"}
     for example in sorted(examples(page), key=lambda example: WRITES_PHOTOS not in example.text):
         make_models(example.text)
         start = time.process_time()
