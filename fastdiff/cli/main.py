@@ -40,7 +40,7 @@ COMMANDS: dict[str, type[Command]] = {kind.__name__.lower(): kind for kind in ty
 DIVIDED = (Train, Sample, Evaluate)  # commands that several processes share
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # processes.STARTED needs torch
 PATIENCE = 2.0  # seconds in which the first process can print: torchrun ends all as soon as one has failed
-DESCRIPTION = "Diffusion models with exact bounds."
+DESCRIPTION = "Diffusion models, VAEs and bounds on their likelihood."
 
 
 def main(arguments: list[str] | None = None) -> int:
