@@ -36,6 +36,7 @@ def shell_call(subject: Subject, choice: Choice) -> str:
     if choice.label is not None:
         words += ["--label", _flag_of_label(subject, choice.label)]
     words += ["--guidance", f"{choice.guidance:g}"] if choice.guided else []
+    words += ["--mixture", choice.mixture] if choice.mixture and subject.has_latent else []
     words += ["--device", str(subject.device)] if subject.device != check_device("auto") else []
     return shlex.join([*words, "--out", "samples.png"]) + "\n"
 
@@ -56,6 +57,8 @@ def _parts(subject: Subject, choice: Choice) -> tuple[list[str], list[str]]:
     options += [f"labels={_labels(subject, choice)}"] if choice.label is not None else []
     options += [f"guidance={choice.guidance:g}"] if choice.guided else []
     shifted = bool(choice.moved) and subject.has_latent
+    if choice.mixture and subject.has_latent and not shifted:
+        options.append(f"latents=fastdiff.Latents(mixture={_quoted(choice.mixture)})")
     if shifted or subject.needs_cond:
         lines.append(f"model = fastdiff.load({model})" + (f".to({device})" if device else ""))
         model = "model"
@@ -67,7 +70,11 @@ def _parts(subject: Subject, choice: Choice) -> tuple[list[str], list[str]]:
             lines.append(f"cond = model.example_cond(x, {noise})")
             options.append("cond=cond")
         if shifted:
-            lines.append(f"z = model.prior_latents({choice.n}, {noise})")
+            if choice.mixture:
+                imports.append("from fastdiff.sampling import load_mixture")
+                lines.append(f"z = load_mixture({_quoted(choice.mixture)}).draw({choice.n}, {noise})")
+            else:
+                lines.append(f"z = model.prior_latents({choice.n}, {noise})")
             lines += [f"z[:, {k}] {'-' if value < 0 else '+'}= {abs(value)}" for k, value in choice.moved]
             options.append("latents=fastdiff.Latents(z=z)")
     elif device:

@@ -13,6 +13,7 @@ from ..kernels import InvalidValueError, Noise
 from ..models import Latents
 from ..sampling import sample_images
 from ..sampling.bulk import ALL, class_labels
+from ..sampling.mixtures import load_mixture
 from .models import Subject
 
 MOST_IMAGES = 64  # one batch, so that the copied call gives the same bits
@@ -36,6 +37,7 @@ class Choice:
         label: number of a class, ``"all"`` for the classes in turn, or None.
         guidance: weight of classifier-free guidance; 1 is the conditional model.
         shifts: what is added to coordinates of the latents z of all images: pairs (coordinate, value).
+        mixture: name of the embedded mixture that z is drawn from, or None for the prior.
     """
 
     model: str
@@ -47,6 +49,7 @@ class Choice:
     label: int | str | None = None
     guidance: float = 1.0
     shifts: tuple[tuple[int, float], ...] = ()
+    mixture: str | None = None
 
     @property
     def steps(self) -> int:
@@ -140,10 +143,16 @@ def _cond(subject: Subject, choice: Choice) -> Tensor | None:
 
 
 def _latents(subject: Subject, choice: Choice) -> Latents | None:
-    """Return the latents z that a request of this seed draws, shifted; None where nothing is shifted."""
-    if not choice.moved or not subject.has_latent:
+    """Return the mixture, or the latents z that a request of this seed draws, shifted; None for the prior's."""
+    if not subject.has_latent or not (choice.moved or choice.mixture):
         return None
-    z = subject.model.prior_latents(choice.n, Noise(choice.seed).to(subject.device))
+    if not choice.moved:
+        return Latents(mixture=choice.mixture)
+    noise = Noise(choice.seed).to(subject.device)
+    if choice.mixture is None:
+        z = subject.model.prior_latents(choice.n, noise)
+    else:
+        z = load_mixture(choice.mixture).draw(choice.n, noise)
     for k, value in choice.moved:
         z[:, k] += value
     return Latents(z=z)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..io.configuration import from_dict
 from ..io.processes import check_device
 from ..kernels import FastdiffError, InvalidValueError, Noise
 from ..models import Model, evaluating
+from ..sampling.mixtures import embedded_mixtures, load_mixture
 
 FINAL = "model"  # in the folder of a run that has ended
 ENCODED = 512  # training images that the latent's coordinates are ordered by
@@ -83,13 +85,25 @@ class Subject:
 
     @property
     def spacings(self) -> list[str]:
-        """Where the steps of a sampler can lie."""
-        return list(SPACINGS)
+        """Where the steps of a sampler can lie; ``model`` where the model has times of its own for some samplers."""
+        return [*SPACINGS, *(["model"] if getattr(self.model, "spacings", None) else [])]
 
     @property
     def has_latent(self) -> bool:
         """Whether the model has a latent z."""
         return "z" in self.model.latent_variables
+
+    @cached_property
+    def mixtures(self) -> list[str]:
+        """The names of the embedded mixtures that were fitted to this model's latents."""
+        if not self.has_latent:
+            return []
+        found = []
+        for name in embedded_mixtures():
+            with suppress(InvalidValueError):  # fitted to another model
+                load_mixture(name).check_fits(self.model.autoencoder)
+                found.append(name)
+        return found
 
     @cached_property
     def data_name(self) -> str | None:

@@ -22,6 +22,7 @@ except ImportError as error:
 COUNTS = [1, 4, 9, 16, 25, 36, 64]
 MOST_CALLS, MOST_GUIDANCE, MOST_SEED = 100, 8.0, 2**31 - 1
 NO_LABEL, EVERY_LABEL = -1, -2  # beside the numbers of the classes
+PRIOR = ""  # beside the names of mixtures
 SHOWN_INDEX = "(event) => { const k = event.target.dataset.index; if (k !== undefined) emit(Number(k)); }"
 COPY = "(event) => navigator.clipboard.writeText(event.target.closest('.call').querySelector('pre').innerText)"
 
@@ -107,9 +108,10 @@ class Page:
             with ui.row().classes("w-full items-center justify-between"):
                 ui.label("Latent z").classes("section")
                 ui.button("Reset", on_click=self.reset_latent).props("flat dense no-caps size=sm")
+            self.mixture = ui.select({PRIOR: "its prior"}, value=PRIOR, label="Drawn from", on_change=self.refresh)
             self.sliders = ui.column().classes("w-full").style("gap: 2px")
         self.axes: list[tuple[Axis, Slider]] = []
-        for element in (self.model, self.count, self.sampler, self.spacing, self.label):
+        for element in (self.model, self.count, self.sampler, self.spacing, self.label, self.mixture):
             element.props("outlined dense options-dense").classes("w-full")
 
     def _results(self) -> None:
@@ -155,6 +157,9 @@ class Page:
         _offer(self.spacing, subject.spacings, "time")
         names = {NO_LABEL: "any", EVERY_LABEL: "all in turn"} | dict(enumerate(subject.classes))
         self.label.set_options(names, value=NO_LABEL)
+        mixtures = {name: f"the mixture {name}" for name in subject.mixtures}
+        self.mixture.set_options({PRIOR: "its prior"} | mixtures, value=next(iter(mixtures), PRIOR))
+        self.mixture.visible = bool(mixtures)
         self.sliders.clear()
         with self.sliders:
             self.axes = [
@@ -210,7 +215,7 @@ class Page:
             self.model.value if self.subject is None else self.subject.name, self.count.value, self.sampler.value,
             self.spacing.value, int(self.calls.value), int(self.seed.value or 0),
             None if label == NO_LABEL else ALL if label == EVERY_LABEL else label, self.guidance.value,
-            tuple((axis.coordinate, slider.value) for axis, slider in self.axes),
+            tuple((axis.coordinate, slider.value) for axis, slider in self.axes), self.mixture.value or None,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------ results

@@ -45,6 +45,9 @@ CHOICES = {
     "shifted vae": Choice("vae", 5, seed=1, shifts=((3, 1.5), (0, -0.3), (1, 0.0))),
     "shifted hvae": Choice("hvae", 2, shifts=((2, 0.7),)),
     "shifted diffusevae": Choice("diffusevae", 3, calls=3, seed=4, shifts=((1, -2.0),)),
+    "mixture": Choice("diffusevae-letters", 2, calls=2, seed=3, mixture="diffusevae-letters"),
+    "shifted mixture": Choice("diffusevae-letters", 2, calls=2, shifts=((5, 1.0),), mixture="diffusevae-letters"),
+    "the model's spacing": Choice("digits", 2, "unipc", "model", calls=5),
     "restoration": Choice("restoration", 3, "ddim", "quadratic", calls=3, seed=5),
 }
 
@@ -55,7 +58,8 @@ def saved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def subject(name: str) -> Subject:
-        MODELS[name]().save(tmp_path / name, DIGITS)
+        if name in MODELS:
+            MODELS[name]().save(tmp_path / name, DIGITS)
         return Subject(name, "cpu")
 
     return subject
@@ -86,6 +90,13 @@ def test_the_copied_calls_draw_the_same_images(saved, name):
         assert words.pop(0) == "fastdiff"
         assert main(words) == 0
         assert np.array_equal(np.load("samples.npz")["arr_0"].transpose(0, 3, 1, 2), images.numpy())
+
+
+def test_mixtures_and_spacings_that_are_offered(saved):
+    assert saved("diffusevae-letters").mixtures == ["diffusevae-letters"]
+    assert saved("vae").mixtures == saved("vdm").mixtures == []
+    assert "model" in saved("digits").spacings
+    assert "model" not in saved("vdm").spacings
 
 
 @pytest.mark.slow
