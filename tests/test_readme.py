@@ -35,6 +35,13 @@ def test_the_embedded_model_is_small_and_as_good_as_its_record_says():
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in (ROOT / "docs/results.md").read_text()
 
 
+def test_records_of_embedded_models_name_no_path():
+    """A record is shipped to everybody; a path of the machine that trained the model tells them nothing."""
+    for name in embedded_names():
+        record = json.loads((ROOT / "fastdiff/assets" / name / "config.json").read_text())["record"]["train"]
+        assert "/" not in f"{record['data']} {record.get('first_stage')}"
+
+
 def test_embedded_digits_are_recognised_by_their_neighbours():
     """Of ten samples per class nearly all have a training image of that very class as nearest neighbour."""
     data, model = digits(), fastdiff.load("digits")
