@@ -9,7 +9,7 @@ from fastdiff_kernels.errors import InvalidValueError
 from .arguments import sampler_of
 from .choices import SAMPLERS, SPACINGS, choice
 from .common_flags import Computing, Drawing, drawn_by
-from .outputs import Output, output_of
+from .outputs import Output, output_of, wrote
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,7 +120,7 @@ class EditingFlags(Drawing, Computing):
             for k, image in enumerate(results):
                 variant = f"-{k // len(names)}" if variants > 1 else ""
                 write_atomically(path / f"{names[k % len(names)]}{variant}.png", png_bytes(image))
-        print(f"wrote {path} ({len(results)} images)")
+        print(wrote(path, len(results)))
 
 
 @dataclass(kw_only=True)

@@ -67,3 +67,8 @@ def _shard(text: str | None) -> tuple[int, int]:
     if not 1 <= k <= shards:
         raise InvalidValueError(f"--shard must be k/K with 1 <= k <= K, such as 2/8, got {text!r}")
     return k, shards
+
+
+def wrote(path: Path, count: int) -> str:
+    """Return the line that says what was written."""
+    return f"wrote {path} ({count} image{'' if count == 1 else 's'})"

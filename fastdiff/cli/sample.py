@@ -12,7 +12,7 @@ from .arguments import sampler_of
 from .choices import PAIR, SAMPLERS, SPACINGS, VARIANCES, choice, hint
 from .common_flags import Computing, Drawing, drawn_by, is_watched
 from .labels import ALL, parse_label
-from .outputs import Output, output_of
+from .outputs import Output, output_of, wrote
 
 MOST_COLUMNS = 32  # classes that have a column each in the picture of all classes
 
@@ -130,7 +130,7 @@ class Sample(Drawing, Computing):
         from ..io.files import write_atomically
         from ..io.image_files import npz_bytes
         from ..io.pictures import image_grid
-        from ..io.processes import is_first, on_first
+        from ..io.processes import on_first
         from ..sampling import sample_images
         from ..sampling.bulk import class_labels
 
@@ -148,8 +148,8 @@ class Sample(Drawing, Computing):
             names = names if len(names) <= min(self.n, MOST_COLUMNS) else ()
             sheet = image_grid(images, len(names) or None)
             path = on_first(lambda: self.write(sheet, output.path, self._parts(engine.model), names))
-        if is_first():
-            print(f"wrote {path} ({self.n} images)")
+        if path is not None:  # in the first process
+            print(wrote(path, self.n))
 
     def _write_folder(
         self, engine: "Engine", output: Output, sampler: "Sampler", latents: "Latents | None", label: int | str | None

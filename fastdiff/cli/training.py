@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import torch
 
-from ..checkpoints import last_checkpoint, load
+from ..checkpoints import RUNS, embedded_names, last_checkpoint, load
 from ..data import DataError, Dataset, ImageOptions, ImageSource, load_dataset
 from ..io import processes
 from ..io.configuration import ConfigError
@@ -75,7 +75,17 @@ class Training:
             if error is not None:
                 means = [each.mean for each in result.evaluation.by_group()]
                 self._print(format_groups(error, means, data.group_kind or "groups"))
+        verb = "reconstruct" if state.model.kind == "restoration" else "sample"
+        self._print(f"draw from it: {command(verb, self._loaded_as())}")
         return 0
+
+    def _loaded_as(self) -> str:
+        """Return what `load` takes for the run: its name if it stands for it, or its path."""
+        name = self.out.name if self.out.parent == RUNS else str(self.out)
+        taken = name in embedded_names() or (self.out.parent == RUNS and os.path.exists(name))
+        if not taken:
+            return name
+        return str(self.out) if self.out.parent == RUNS else f"./{name}"
 
     def _is_resumed(self) -> bool:
         """Whether the run is resumed: on request, or since torchrun has started its processes again."""

@@ -87,6 +87,17 @@ def test_saved_and_embedded_models(run):
     assert read(Path("digits-out"))["spacings"] == fastdiff.load("digits").description()["spacings"]
 
 
+def test_paths_of_a_record_are_exported_as_names(run):
+    """As the embedded models have it: folders of the machine that trained a model stay there; the rest is kept."""
+    train = {"data": "/home/me/photos", "first_stage": "runs/vae-mine/", "max_steps": 7}
+    small().save("mine", record={"train": train, "step": 7})
+    assert run("export", "mine", "out")[0] == 0
+    expected = {"data": "photos", "first_stage": "vae-mine", "max_steps": 7}
+    assert read(Path("out"))["record"] == {"train": expected, "step": 7}
+    assert "/home" not in Path("out", "README.md").read_text()
+    assert record_of("mine")["train"] == train
+
+
 def test_the_format_of_diffusers(run):
     """As `Model.save_diffusers`, whose errors are those of the command."""
     network = ConcatUNetConfig(width=8, multipliers=(1, 2), blocks=1, attention=(), max_groups=4, timesteps=1000)

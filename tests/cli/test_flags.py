@@ -189,7 +189,7 @@ def test_what_appears_during_the_work_is_not_replaced(run, monkeypatch):
     monkeypatch.setattr(Sample, "_parts", meanwhile)
     code, out, err = run("sample", "model", "-n", "1", "--steps", "1", "--out", "x.png")
     assert code == 0, err
-    assert out == "wrote x-2.png (1 images)\n"
+    assert out == "wrote x-2.png (1 image)\n"
     assert [Path(name).read_text() for name in ("x.png", "x-1.png")] == ["precious", "precious"]
 
 

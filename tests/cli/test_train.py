@@ -107,6 +107,24 @@ def test_own_images_are_trained_on_and_sampled(run, pictures, model):
     assert fastdiff.sample(f"{model}-my images", 1, None if "vae" in model else 2).shape == (1, 3, 4, 6)
 
 
+def test_the_last_line_is_a_command_that_draws_from_the_run(run, few, tiny_preset):
+    """A run named like an embedded model, or like a folder in the working directory, is named by its path."""
+    Path("mine").mkdir()
+    for out, name in (
+        (None, "runs/digits"),
+        ("runs/mine", "runs/mine"),
+        ("runs/other", "other"),
+        ("letters", "./letters"),
+    ):
+        code, printed, err = run("train", "digits", "--data", few, *SMALL[4:], *(["--out", out] if out else []))
+        assert code == 0, err
+        label, words = printed.splitlines()[-1].split(": ")
+        assert (label, words) == ("draw from it", f"fastdiff sample {name}")
+        code, _, err = run(*shlex.split(words)[1:], "-n", "1", "--out", f"{Path(name).name}.png")
+        assert code == 0, err
+        assert fastdiff.load(name).config.shape == (1, 8, 8)
+
+
 def test_options_of_images_and_training(run, pictures):
     """What is given is recorded; what is not has the values for own data, a warm-up of a tenth of so few steps."""
     options = ["--size", "8", "--resize", "10", "--crop", "random", "--color", "grey", "--classes", "--held-out", "5",
