@@ -129,10 +129,7 @@ def steps_paragraph(settings: Found, parts: Parts) -> str:
 
 def variance_section(settings: Found, parts: Parts) -> str:
     """The variance of the VLB's diffusion term under the densities of gamma."""
-    texts, titles = (
-        [],
-        {"variance": "the embedded model", "variance of flow-digits": "a model that predicts the velocity"},
-    )
+    texts, titles = [], {"variance": "`digits`", "variance of flow-digits": "a model that predicts the velocity"}
     for key, title in titles.items():
         if key not in parts:
             continue
