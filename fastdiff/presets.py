@@ -97,14 +97,16 @@ def _diffusevae_cifar10(formulation: int) -> Preset:
 
 
 BARE_DIGITS = {"shape": (1, 8, 8), "levels": 17}
-VAE_DIGITS = HVAEConfig(**BARE_DIGITS, network=ConvVAEConfig(widths=(32, 64), blocks=2))
-HVAE_DIGITS = HVAEConfig(**BARE_DIGITS, depth=4, hidden=64, network=ConvVAEConfig(widths=(48, 48), blocks=2))
-LATENT_TRAINING = TrainConfig(data="digits", max_steps=5000, learning_rate=3e-3, weight_decay=0.05)
+# Of larger networks, and of longer trainings, the bound on held-out images rises: of widths (32, 64) with two blocks it
+# was 1.84 bits/dim after 1875 of 5000 steps, and 2.17 after the last.
+VAE_DIGITS = HVAEConfig(**BARE_DIGITS, network=ConvVAEConfig(widths=(28, 32)))
+HVAE_DIGITS = HVAEConfig(**BARE_DIGITS, depth=4, hidden=64, network=ConvVAEConfig(widths=(28, 32)))
+LATENT_TRAINING = TrainConfig(data="digits", max_steps=2000, learning_rate=3e-3, weight_decay=0.05)
 SECOND_STAGE = {
     **BARE_DIGITS, "continuous_noise_conditioning": True,
     "network": UNetConfig(widths=(32, 48), blocks=2, dropout=0.1),
 }  # fmt: skip
-SECOND_STAGE_TRAINING = TrainConfig(data="digits", max_steps=20_000, loss="simple", learning_rate=3e-3)
+SECOND_STAGE_TRAINING = TrainConfig(data="digits", max_steps=5000, loss="simple", learning_rate=3e-3)
 
 
 def _diffusevae_digits(formulation: int) -> Preset:
