@@ -162,7 +162,8 @@ class Environment:
 
     def install_fastdiff(self, extras):
         """Install fastdiff from this folder, in place, with what it and some of its extras need."""
-        what = f"what {extras.replace(',', ', ')} need" if extras else "fastdiff and what it needs"
+        need = "need" if "," in extras else "needs"
+        what = f"what {extras.replace(',', ', ')} {need}" if extras else "fastdiff and what it needs"
         target = f".[{extras}]" if extras else "."
         with Step(self, f"installing {what}") as step:
             step.run(self.pip("install", "-c", str(ROOT / "constraints.txt"), "-e", target))

@@ -32,7 +32,7 @@ class EditingFlags(Drawing, Computing):
     """A picture, a folder of pictures, an .npz file, or a data set, whose held-out images are taken."""
     fit: bool = False
     """Resize, crop and convert the images to the model's size and colours."""
-    n: int | None = None
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",))] = None
     """Number of images, the first ones; 12 for a picture by default, and all for a folder or an .npz file."""
     steps: int | None = None
     """Sampler steps, 250 by default; a VAE has none."""

@@ -53,7 +53,7 @@ class Fd(Computing):
     """Resize and crop all images to squares of this side first."""
     color: Annotated[str | None, choice(*COLORS)] = None
     """Convert all images first."""
-    n: int = 1500
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 1500
     """Number of images of a model; compare only distances of equal n."""
     steps: Annotated[str | None, COUNTS] = None
     """Numbers of sampler steps, separated by commas, 10,50,250 by default; a VAE has none."""

@@ -27,7 +27,7 @@ class Mixture(Writing, Computing):
     """Fit Gaussian mixtures to a VAE's latents of the training images; keep the best on the held-out images."""
 
     model: tyro.conf.Positional[str]
-    """Run folder or checkpoint folder of a VAE or a DiffuseVAE."""
+    """Checkpoint folder, run folder, or embedded model: a VAE or a DiffuseVAE."""
     components: Annotated[str, COUNTS] = "1,2,5,10,20"
     """Numbers of components to try, separated by commas."""
     data: str | None = None

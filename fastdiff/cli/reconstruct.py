@@ -20,8 +20,8 @@ class Reconstruct(Drawing, Computing):
     """Write held-out images, the images that reconstruction starts from, and the reconstructions; print PSNR."""
 
     model: tyro.conf.Positional[str]
-    """Run folder or checkpoint folder of a VAE, a DiffuseVAE or a restoration model."""
-    n: int = 12
+    """Checkpoint folder, run folder, or embedded model: a VAE, a DiffuseVAE or a restoration model."""
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 12
     """Number of images."""
     degradation: str | None = None
     """What to restore from: down-2, down-4 or noise-0.5, for instance; a restoration model has its own."""
