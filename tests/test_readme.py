@@ -24,7 +24,6 @@ def test_tables_are_those_of_the_committed_files():
 
 def test_the_embedded_model_is_small_and_as_good_as_its_record_says():
     """The bound at 16 draws per image against the recorded one at 64: the draws' own error is about 0.005."""
-    assert embedded_names() == ["diffusevae-letters", "digits", "letters"]
     folder = ROOT / "fastdiff/assets/digits"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
     record = json.loads((folder / "config.json").read_text())["record"]["evaluation"]

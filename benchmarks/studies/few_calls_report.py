@@ -241,8 +241,9 @@ def _side_by_side(found: dict[str, Results]) -> str:
 def _own_times(found: dict[str, Any], level: str) -> str:
     steps = sorted(map(int, found))
     text = f"""
-    The embedded model `digits` brings times for UniPC of order 3 (`spacing="model"`) with {" and ".join(map(str, steps))} calls,
-    after the idea of Align Your Steps (Sabour et al. 2024), whose criterion is another one. Here the criterion is
+    The embedded model `digits` brings times for UniPC of order 3 (`spacing="model"`) with
+    {" and ".join(map(str, steps))} calls, after the idea
+    of Align Your Steps (Sabour et al. 2024), whose criterion is another one. Here the criterion is
     FD-digits itself, the mean over the sampling seeds 100 and 101, by a compass search over four numbers that describe
     the logarithms of the steps (`python benchmarks/studies/model_spacings.py search`). The seeds 102 to 105 were used
     to check it, and those of the table had no part in it; but reference and classifier are those of the table, so a

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -48,8 +49,8 @@ def load(
     Args:
         path_or_name: a checkpoint folder; the folder of a training run, which stands for its last checkpoint, of which
             the averaged weights are taken; a folder of diffusers; the name of an embedded model; or the name of a run
-            in ``runs/``. The name of an embedded model takes precedence over a folder of the same name: write
-            ``./digits`` for the folder.
+            in ``runs/``. As a string the name of an embedded model takes precedence over a folder or a run of the same
+            name, with a warning: write ``./digits`` or ``runs/digits`` for those. A `Path` is always a folder.
         network, schedule: parts of your own that the saved model was made with, built as they were then. Their weights
             are loaded.
 
@@ -242,9 +243,20 @@ def _hint(name: str) -> str:
     )
 
 
+def _warn_of_namesakes(name: str) -> None:
+    """Warn where the name of an embedded model is also that of a model in the working directory, or of a run."""
+    for path in (Path(name), RUNS / name):
+        if folders.is_complete(path) or last_checkpoint(path) is not None:
+            written = path if path.parent == RUNS else f"./{name}"
+            warnings.warn(
+                f"{name} is the embedded model; the one in {path} is {written}", stacklevel=1
+            )  # 1: once a command
+
+
 def _resolve(path_or_name: str | Path) -> Path:
     name = str(path_or_name)
-    if name in embedded_names():
+    if isinstance(path_or_name, str) and name in embedded_names():
+        _warn_of_namesakes(name)
         return Path(str(files("fastdiff.assets").joinpath(name)))
     path = Path(name)
     if not folders.exists(path) and path.name == name and os.path.isdir(RUNS / name):

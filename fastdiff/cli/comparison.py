@@ -28,6 +28,7 @@ ARRAYS = (".npz", ".tar.gz", ".tgz")
 OF_MODELS = (  # in the folders of models, runs and diffusers' pipelines; a class of pictures may be called "model"
     "config.json", "model_index.json", "manifest.json", "model/manifest.json", "model/config.json", "unet/config.json",
 )  # fmt: skip
+FEWEST = 2  # images that have a covariance
 TITLES = {"inception": "FID"} | {data: f"FD-{data}" for data in CLASSIFIERS}
 
 
@@ -168,13 +169,18 @@ class Comparison:
         return found
 
     def _open_reference(self, name: str, second: str, is_images: bool) -> tuple[ImageSet, Pixels | None]:
-        """Open the reference; of an embedded data set, which is as in the model's training, the held-out images too."""
+        """Open the reference; of an embedded data set, and of the model's own data, the held-out images too.
+
+        The model's own data are read as in its training, unless they are to be resized or converted otherwise.
+        """
+        own = _trained_on(name, is_images) == second
         if second not in EMBEDDED and os.path.isdir(second) and not is_image_set(second):
             raise InvalidValueError(f"the reference must be images or a data set, and {second} holds a model")
-        if second not in EMBEDDED or self.options != ImageOptions():
+        if self.options != ImageOptions() or not (own or second in EMBEDDED):
             return open_images(second, self.options), None
-        data = load_data(name, None) if _trained_on(name, is_images) == second else load_dataset(second)
-        return ImageSet(f"the training images of {data.name}", data.train_images, data.levels), data.test_images
+        data = load_data(name, None) if own else load_dataset(second)
+        held_out = data.test_images if len(data.test_images) >= FEWEST else None
+        return ImageSet(f"the training images of {data.name}", data.train_images, data.levels), held_out
 
     def converted(self, images: Tensor) -> Pixels:
         """Return the samples of a model as the options convert them."""

@@ -49,7 +49,7 @@ class Export(Writing):
         else:
             model.save(self.out, _without_folders(record_of(self.model)) or None, self.license)
         count = sum(parameter.numel() for parameter in model.parameters())
-        print(f"wrote {self.out}: {model.kind} model, {count:,} parameters")
+        print(f"wrote {self.out}: {model.title} model, {count:,} parameters")
         return 0
 
 

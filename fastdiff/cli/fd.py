@@ -32,8 +32,8 @@ class Fd(Computing):
     images: tyro.conf.Positional[str] = "digits"
     """A model (checkpoint folder, run folder, embedded model), or images: a folder, or an .npz file with arr_0."""
     against: tyro.conf.Positional[str | None] = None
-    """The reference: a folder, an .npz file or a data set, of which the training images count. By default the data set
-    of the features digits or letters, or with other --features the one that the model was trained on."""
+    """The reference: a folder, an .npz file, or the training images of a data set. By default the data set of the
+    features digits or letters, or with other --features the training images of the model, read as in its training."""
     reference: str | None = None
     """The reference, by a flag."""
     features: str | None = None
@@ -53,6 +53,8 @@ class Fd(Computing):
     """Resize and crop all images to squares of this side first."""
     color: Annotated[str | None, choice(*COLORS)] = None
     """Convert all images first."""
+    skip_damaged: bool = False
+    """Leave out files of folders that cannot be read, with a warning."""
     n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 1500
     """Number of images of a model; compare only distances of equal n."""
     steps: Annotated[str | None, COUNTS] = None
@@ -106,7 +108,8 @@ class Fd(Computing):
         second = self.reference if self.against is None else self.against
         comparison = Comparison(
             self.features, self.weights, self.k if self.precision_recall else None, self.batch_size, self.json,
-            ImageOptions(size=self.size, color=self.color), str(self.chosen_device()), is_watched(),
+            ImageOptions(size=self.size, color=self.color, skip_damaged=self.skip_damaged),
+            str(self.chosen_device()), is_watched(),
         )  # fmt: skip
         if is_image_set(self.images):
             comparison.compare_images(self.images, second, self.paired)
@@ -136,7 +139,7 @@ class Fd(Computing):
         for name, sampler, steps in settings:
             calls = None if sampler is None else model.prepare(Request(1, steps=steps, sampler=sampler)).rows
             images = comparison.converted(self.draw(model, self.n, sampler, steps))
-            comparison.print_row({"sampler": name or model.kind, "steps": steps, "calls": calls}, images, 256)
+            comparison.print_row({"sampler": name or model.title, "steps": steps, "calls": calls}, images, 256)
 
     def settings(self, counts: list[int]) -> "list[Setting]":
         """Return the name, the sampler and the number of steps of every row; ``counts`` are steps or calls."""

@@ -52,7 +52,7 @@ def described(name: str) -> str:
 
     model = load(name)
     classes = f", classes {_classes(model)}" if model.num_classes else ""
-    return f"{model.kind}, images {_images(model)}{classes}"
+    return f"{model.title}, images {_images(model)}{classes}"
 
 
 def rows_of(name: str) -> dict[str, str]:
@@ -65,7 +65,7 @@ def rows_of(name: str) -> dict[str, str]:
 
     model, record = load(name), record_of(name)
     rows = {
-        "model": model.kind, "images": _images(model), "classes": _classes(model) if model.num_classes else "none",
+        "model": model.title, "images": _images(model), "classes": _classes(model) if model.num_classes else "none",
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
     }  # fmt: skip
     rows |= {field: str(getattr(model.config, field)) for field in FIELDS if getattr(model.config, field, None)}

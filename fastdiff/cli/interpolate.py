@@ -19,8 +19,9 @@ class Interpolate(Drawing, Computing):
 
     model: tyro.conf.Positional[str]
     """Checkpoint folder, run folder, or embedded model: a VAE, a DiffuseVAE or a diffusion model."""
-    vary: Annotated[str, choice(*VARIED)] = "latent"
-    """What varies: latent, z of a VAE; noise, x_T; class, z from the mean of one class to that of the next."""
+    vary: Annotated[str | None, choice(*VARIED)] = None
+    """What varies: latent, z of a VAE or a DiffuseVAE, the default of both; noise, x_T of a diffusion, the default of
+    the others; class, z from the mean of one class to that of the next."""
     rows: int = 6
     """Number of strips."""
     count: int = 10
@@ -49,14 +50,15 @@ class Interpolate(Drawing, Computing):
         from ..training.batches import check_fit
 
         model = load(self.model).to(self.chosen_device())
-        data = load_data(self.model, self.data, model.shape) if self.vary == "class" else None
+        vary = self.vary or ("latent" if "z" in model.latent_variables else "noise")
+        data = load_data(self.model, self.data, model.shape) if vary == "class" else None
         if data is not None:
             check_fit(model, data)
         images = interpolate(
-            model, self.vary, self.rows, self.count, self.seed, self.steps, self.sampler, data, progress=is_watched()
+            model, vary, self.rows, self.count, self.seed, self.steps, self.sampler, data, progress=is_watched()
         )
         sheet = image_grid(to_uint8(images, model.levels), columns=self.count)
         drawn = drawn_by(self.model, model, self.sampler or DEFAULT_SAMPLER, self.steps, self.seed, DEFAULT_STEPS)
-        path = self.write(sheet, self.out, [*drawn, f"{VARIES[self.vary]} in each row"])
+        path = self.write(sheet, self.out, [*drawn, f"{VARIES[vary]} in each row"])
         print(f"wrote {path} ({self.rows} strips of {self.count} images)")
         return 0

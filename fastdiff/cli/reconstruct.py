@@ -22,7 +22,7 @@ class Reconstruct(Drawing, Computing):
     model: tyro.conf.Positional[str]
     """Checkpoint folder, run folder, or embedded model: a VAE, a DiffuseVAE or a restoration model."""
     n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 12
-    """Number of images."""
+    """Number of held-out images, evenly spaced among all."""
     degradation: str | None = None
     """What to restore from: down-2, down-4 or noise-0.5, for instance; a restoration model has its own."""
     data: str | None = None
@@ -56,7 +56,10 @@ class Reconstruct(Drawing, Computing):
         check_fit(model, data)
         if not 1 <= self.n <= len(data.test_images):
             raise InvalidValueError(f"--n must be in 1 .. {len(data.test_images)}, the held-out images, got {self.n}")
-        images = data.test_images[: self.n]
+        count = len(data.test_images)
+        images = data.test_images[
+            torch.arange(self.n) * count // self.n
+        ]  # of all classes, where their files are sorted
         result = reconstruct(model, images, degradation, self.steps, self.sampler, self.seed, progress=is_watched())
         rows, names = [to_uint8(images, data.levels)], ["images"]
         if result.start is not None:

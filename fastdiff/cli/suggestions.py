@@ -37,11 +37,12 @@ def completed(text: str, name: list[str], command: object) -> str:
     fields += [field.name for group in groups for field in dataclasses.fields(group)]
     subject = SUBJECT.match(text)
     if subject is not None and subject[1] in set(fields) - set(NAMED):
-        text = flag(subject[1]) + text[subject.end() :]
-    for field in (field for field in NAMED if field in fields):
-        word = getattr(command, field)
-        if isinstance(word, str) and not os.path.lexists(word) and word in text:
-            text += nearest(word, known_names(field))
+        text = flag(subject[1]) + text[subject.end() :]  # it is about this flag, and not about a name
+    else:
+        for field in (field for field in NAMED if field in fields):
+            word = getattr(command, field)
+            if isinstance(word, str) and not os.path.lexists(word) and word in text:
+                text += nearest(word, known_names(field))
     return f"{text}; see fastdiff {' '.join(name)} --help" if text.startswith("--") else text
 
 
@@ -50,4 +51,5 @@ def known_names(field: str) -> list[str]:
     from ..checkpoints import RUNS, embedded_names
 
     names = [line.split()[0] for line in PRESETS] if field == "what" else embedded_names()
-    return names + sorted(os.listdir(RUNS) if RUNS.is_dir() else [])
+    runs = sorted(os.listdir(RUNS)) if RUNS.is_dir() else []
+    return [*names, *runs, *(str(RUNS / name) for name in runs)]

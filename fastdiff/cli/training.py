@@ -192,7 +192,7 @@ class Training:
         count = f", {processes.count()} processes" if processes.count() > 1 else ""
         steps = f"{config.max_steps} steps of {config.batch_size} images"
         self._print(
-            f"{self.target.name}: {model.kind} model, {parameters:,} parameters, {steps}, on {self.device}{count}, "
+            f"{self.target.name}: {model.title} model, {parameters:,} parameters, {steps}, on {self.device}{count}, "
             f"in {self.out}"
         )
         sides = "×".join(map(str, data.shape))

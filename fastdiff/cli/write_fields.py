@@ -160,7 +160,7 @@ def _preset_row(name: str, preset: Preset) -> tuple[str, ...]:
     with torch.device("meta"):
         model = preset.build()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return name, model.kind, preset.train.data, f"{parameters / 1e6:.1f} M"
+    return name, model.title, preset.train.data, f"{parameters / 1e6:.1f} M"
 
 
 def _quoted(text: object) -> str:

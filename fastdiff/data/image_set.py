@@ -1,19 +1,23 @@
 """Any set of images as it is, to be compared with another one: a folder, a file, or the training part of a data set."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from .decoding import form_of
 from .errors import DataError
 from .folder_source import FolderSource
 from .in_memory import TensorSource, array_form
-from .listing import list_images
+from .inspection import inspect_files
+from .listing import BAR_DELAY, Listing, list_images
 from .loading import check_exists, is_image_folder, load_dataset
 from .options import ImageOptions
+from .paths import PathList
 from .sample_arrays import are_samples, read_sample_arrays
 from .source import ImageSource
 
@@ -44,7 +48,8 @@ def open_images(name: str | os.PathLike[str], options: ImageOptions | None = Non
     Args:
         name: a folder of images at any depth (where it holds ``train/`` and ``test/``, those of ``train/``); an
             ``.npz`` file with ``arr_0``, or a folder of such pieces; or what `load_dataset` takes.
-        options: resize, crop and convert the images; without, those of a folder must have one size and mode.
+        options: resize, crop and convert the images; without, those of a folder must have one size and mode. With
+            ``skip_damaged`` every file of a folder is decoded here, and those that cannot be read are left out.
 
     Raises:
         DataError: there are none, or they cannot be read; the first one that differs is named when it is read.
@@ -65,13 +70,30 @@ def _folder(path: str, options: ImageOptions) -> ImageSet:
     split = all(os.path.isdir(os.path.join(path, part)) for part in ("train", "test"))
     root = os.path.join(path, "train") if split else path
     listing = list_images(root)
-    if listing.irregular:
+    if listing.irregular and not options.skip_damaged:
         raise DataError(" ".join(listing.irregular[0]))
     if not len(listing):
         raise DataError(f"{root} must hold images, got {listing.ignored} files without an image's extension")
-    form = form_of(os.path.join(root, listing.paths[0]), options)
-    names = [os.path.splitext(Path(os.fsdecode(each)).as_posix())[0] for each in listing.paths]
-    return ImageSet(root, FolderSource(root, listing.paths, None, form, False), 256, names)
+    paths = _readable(root, listing) if options.skip_damaged else listing.paths
+    form = form_of(os.path.join(root, paths[0]), options)
+    names = [os.path.splitext(Path(os.fsdecode(each)).as_posix())[0] for each in paths]
+    return ImageSet(root, FolderSource(root, paths, None, form, False), 256, names)
+
+
+def _readable(root: str, listing: Listing) -> PathList:
+    """Decode every file, and return those that can be read, with a warning that counts the others."""
+    with tqdm(total=len(listing), desc=f"checking {Path(root).name}", unit="img", delay=BAR_DELAY) as bar:
+        reports = list(inspect_files(root, listing.paths, bar=bar))
+    problems = [" ".join(each) for each in listing.irregular]
+    problems += [report.problem for report in reports if report.problem is not None]
+    usable = [report.position for report in reports if report.problem is None]
+    if not usable:
+        raise DataError(f"{root} must have an image that can be read, got none; the first error: {problems[0]}")
+    if problems:
+        files = len(listing) + len(listing.irregular)
+        text = f"{root}: {len(problems)} of {files} image files are left out, since {problems[0]}"
+        warnings.warn(text, stacklevel=4)
+    return listing.paths.select(np.array(usable, np.int64))
 
 
 def paired(one: ImageSet, other: ImageSet) -> tuple[ImageSet, ImageSet]:

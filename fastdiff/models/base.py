@@ -82,6 +82,11 @@ class Model(ImageModel):
     latent_variables: ClassVar[tuple[str, ...]] = ()
 
     @property
+    def title(self) -> str:
+        """The word for the model in messages: its ``kind``, but "vae" for a hierarchical VAE of one layer."""
+        return self.kind
+
+    @property
     def T(self) -> int | None:
         """The model's own number of steps; None for continuous time."""
         return None

@@ -102,6 +102,10 @@ class HVAE(Model):
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @property
+    def title(self) -> str:
+        return "vae" if self.config.depth == 1 else self.kind
+
+    @property
     def T(self) -> int:
         """The depth, the only number of steps that a VAE has."""
         return self.config.depth

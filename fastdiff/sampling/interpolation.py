@@ -48,9 +48,8 @@ def interpolate(
     model = check_model("interpolate", model)
     known = [name for name, needed in VARIED.items() if needed in model.latent_variables]
     if vary not in known:
-        raise InvalidValueError(
-            f"interpolate: vary must be one of {', '.join(known)} for a {model.kind} model, got {vary!r}"
-        )
+        allowed = " or ".join(map(repr, known))
+        raise InvalidValueError(f"interpolate: vary must be {allowed} for a {model.title} model, got {vary!r}")
     check_count("interpolate", "rows", rows, 1)
     check_count("interpolate", "count", count, 2)
     if vary == "class" and (data is None or data.train_labels is None):

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from tiny import images, small, small_ddpm, small_diffusevae, small_restoration, small_vae
 
 import fastdiff
-from fastdiff.checkpoints import checkpoint_path, checkpoints, embedded_names, last_checkpoint
+from fastdiff.checkpoints import checkpoint_path, checkpoints, last_checkpoint
 from fastdiff.io.folders import CARD, MANIFEST, CheckpointError, write_folder
 from fastdiff.kernels import Noise
 from fastdiff.models import AddNoise
@@ -94,12 +94,12 @@ def test_names_and_folders(tmp_path, monkeypatch):
     def weight(model) -> torch.Tensor:
         return model.state_dict()["network.conv_in.weight"]
 
-    assert fastdiff.load("digits").config.num_classes == 10
-    for name in ("./digits", tmp_path / "digits", tmp_path / "runs" / "mine" / "step-00000003"):
+    with pytest.warns(UserWarning, match="digits is the embedded model; the one in digits is ./digits"):
+        assert fastdiff.load("digits").config.num_classes == 10
+    for name in ("./digits", Path("digits"), tmp_path / "digits", tmp_path / "runs" / "mine" / "step-00000003"):
         assert torch.equal(weight(fastdiff.load(name)), weight(first))
     for name in ("mine", "runs/mine", tmp_path / "runs" / "mine"):
         assert torch.equal(weight(fastdiff.load(name)), weight(last))
-    assert embedded_names() == ["diffusevae-letters", "digits", "letters"]
     for name in ("digit", tmp_path / "runs", "runs/other", "x" * 300, "a\0b", ""):
         with pytest.raises(CheckpointError):
             fastdiff.load(name)

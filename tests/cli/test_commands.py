@@ -145,7 +145,7 @@ def test_ctrl_c_leaves_a_checkpoint(tmp_path, run):
 def test_sample_passes_every_option_on(run):
     two, vae = small_diffusevae(2), small_vae(1)
     two.save("two")
-    vae.save("vae")
+    vae.save("one")
     options = ["--n", "2", "--seed", "5", "--batch-size", "1", "--out", "two.png", "--overwrite"]
     sampler = ["--sampler", "ddim", "--steps", "4", "--eta", "0.5", "--spacing", "quadratic", "--temperature", "0.8"]
     code, _, err = run("sample", "two", *options, *sampler, "--clip-denoised", "--latents-temperature", "0.7")
@@ -161,7 +161,7 @@ def test_sample_passes_every_option_on(run):
     code, _, err = run(*betas)
     assert code == 0, err
     assert not torch.equal(pixels("two.png"), picture)
-    assert run("sample", "vae", "--n", "2", "--latents-temperature", "0.7")[0] == 0
+    assert run("sample", "one", "--n", "2", "--latents-temperature", "0.7")[0] == 0
 
 
 def test_the_bound_at_several_T_and_through_the_ODE(run, few_digits):
@@ -205,9 +205,9 @@ def test_the_kinds_of_bounds(run, few_digits):
 
 
 def test_a_vae_is_evaluated_with_its_latents(run, few_digits):
-    small_vae(2).save("vae")
+    small_vae(2).save("one")
     small_diffusevae().save("two")
-    command = ["evaluate", "vae", "--data", few_digits, "--draws", "1"]
+    command = ["evaluate", "one", "--data", few_digits, "--draws", "1"]
     code, out, err = run(*command, "--json")
     assert code == 0, err
     (row,) = rows(out)
@@ -252,12 +252,22 @@ def test_distances_by_calls(run):
 
 def test_distances_of_a_vae(run):
     """It has neither sampler nor steps: one row."""
-    small_vae(2).save("vae")
-    code, out, err = run("fd", "vae", "--n", "40")
+    small_vae(1).save("one")
+    code, out, err = run("fd", "one", "--n", "40")
     assert code == 0, err
-    assert [line.split()[0] for line in out.splitlines()[2:]] == ["held-out", "hvae"]
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["held-out", "vae"]
     for option in (["--steps", "3"], ["--sampler", "heun"]):
-        assert run("fd", "vae", *option)[0] == 2
+        assert run("fd", "one", *option)[0] == 2
+
+
+@pytest.mark.parametrize(("model", "vary"), [(small_diffusevae(1), "latent"), (small(), "noise")])
+def test_what_varies_by_default_is_a_latent_that_the_model_has(run, model, vary):
+    model.save("model")
+    options = ["--rows", "1", "--count", "2", "--steps", "2", "--no-caption"]
+    for flags, out in (([], "a.png"), (["--vary", vary], "b.png")):
+        code, _, err = run("interpolate", "model", *options, *flags, "--out", out)
+        assert code == 0, err
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
 
 
 @pytest.mark.parametrize("vary", ["latent", "noise", "class"])
@@ -271,9 +281,9 @@ def test_strips(run, vary):
 
 
 def test_reconstructions(run):
-    images = digits().test_images[:3]
+    images = digits().test_images[[0, 99, 198]]  # evenly spaced among the 297
     for name, model, options, degradation in (
-        ("vae", small_vae(1), [], None),
+        ("one", small_vae(1), [], None),
         ("two", small_diffusevae(1), ["--steps", "3"], None),
         ("two", small_diffusevae(1), ["--steps", "3", "--degradation", "down-2"], Downsample(factor=2)),
         ("small", small_restoration(), ["--steps", "3"], None),
@@ -281,7 +291,7 @@ def test_reconstructions(run):
         model.save(name)
         code, out, err = run("reconstruct", name, "--n", "3", "--overwrite", "--no-caption", *options)
         assert code == 0, err
-        steps = None if name == "vae" else 3
+        steps = None if name == "one" else 3
         result = reconstruct(model, images, degradation, steps)
         expected = [psnr(images, part, 17).mean() for part in (result.start, result.images) if part is not None]
         lines = out.splitlines()
@@ -291,14 +301,14 @@ def test_reconstructions(run):
 
 def test_a_mixture_is_fitted_and_drawn_from(run):
     pytest.importorskip("sklearn")
-    small_vae(1).save("vae")
-    code, out, err = run("mixture", "vae", "--components", "3,1")
+    small_vae(1).save("one")
+    code, out, err = run("mixture", "one", "--components", "3,1")
     assert code == 0, err
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[2:5]] == ["N(0,", "1", "3"]
     held_out = {int(line.split()[0]): float(line.split()[2]) for line in lines[3:5]}
     assert f"({max(held_out, key=lambda k: held_out[k])} components)" in lines[-1]
-    assert run("sample", "vae", "--n", "2", "--mixture", "mixture")[0] == 0
+    assert run("sample", "one", "--n", "2", "--mixture", "mixture")[0] == 0
     assert run("sample", "digits", "--steps", "1", "--mixture", "mixture")[0] == 2  # a model without latents z
 
 

@@ -21,8 +21,8 @@ def here(run, tmp_path):
     """A folder with small models, three pictures of 17 levels, and a mask."""
     small(num_classes=3).save("model")
     small_ddpm(prediction="v").save("smooth")
-    small_restoration().save("restoration")
-    small_vae().save("vae")
+    small_restoration().save("restorer")
+    small_vae().save("one")
     (tmp_path / "in").mkdir()
     for name, image in zip("abc", to_uint8(X, 17), strict=True):
         to_pil(image).save(f"in/{name}.png")
@@ -100,15 +100,15 @@ def test_latents_of_every_float(here, dtype):
 
 
 def test_restore(here):
-    code, out, err = here("restore", "restoration", "small-a.png", "--steps", "3", "--variants", "2", "--no-caption")
+    code, out, err = here("restore", "restorer", "small-a.png", "--steps", "3", "--variants", "2", "--no-caption")
     assert code == 0, err
     assert "wrote restored.png (2 images)" in out
     small_x = X[:1, :, :4, :4].contiguous()
-    expected = restore("restoration", small_x.repeat(2, 1, 1, 1), 3).images
+    expected = restore("restorer", small_x.repeat(2, 1, 1, 1), 3).images
     shown = torch.cat([small_x.repeat_interleave(2, 2).repeat_interleave(2, 3), expected])
     assert torch.equal(tiles_of("restored.png"), to_uint8(shown, 17)[:, 0])
-    assert here("restore", "vae", "in", "--out", "restored/")[0] == 0
-    assert torch.equal(read("restored/b.png"), to_uint8(restore("vae", X).images, 17)[1, 0])
+    assert here("restore", "one", "in", "--out", "restored/")[0] == 0
+    assert torch.equal(read("restored/b.png"), to_uint8(restore("one", X).images, 17)[1, 0])
 
 
 def tiles_of(path) -> torch.Tensor:
@@ -118,11 +118,11 @@ def tiles_of(path) -> torch.Tensor:
 
 
 WRONG = [
-    ("edit model in --strength 0", "strength must"), ("edit vae in", "must have a diffusion"),
+    ("edit model in --strength 0", "strength must"), ("edit one in", "must have a diffusion"),
     ("edit model small-a.png", "--fit"), ("edit model nothing", "there is no file nothing"),
     ("edit model in --n 0", "--n must"),
     ("edit model in --variants 0", "--variants must"), ("edit model in --out x.pig", "--out must"),
-    ("edit model in --eta 1", "--eta"), ("edit restoration in --steps 2", "cond must"),
+    ("edit model in --eta 1", "--eta"), ("edit restorer in --steps 2", "cond must"),
     ("inpaint model in --mask small-a.png", "small-a.png must be a mask of 8×8"),
     ("inpaint model in --mask mask.png --sampler heun --resample 2", "resample must be 1"),
     ("inpaint model in --mask none.png", "none.png"),
@@ -135,8 +135,8 @@ WRONG = [
     ("invert model z.safetensors --back --n 0", "--n must be an integer >= 1"),
     ("invert model flat.npz --back", "latents of shape [N, C, H, W], got ()"),
     ("invert model whole.safetensors --back", "of floats"), ("invert model huge.npz --back", "finite"),
-    ("restore model in", "restoration model"), ("restore restoration in", "4×4"),
-    ("restore restoration small-a.png --variants 0", "--variants"),
+    ("restore model in", "restoration model"), ("restore restorer in", "4×4"),
+    ("restore restorer small-a.png --variants 0", "--variants"),
 ]  # fmt: skip
 
 

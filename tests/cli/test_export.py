@@ -42,7 +42,7 @@ def test_a_run_is_exported_with_its_figures(run, monkeypatch, tmp_path):
     for name, out in (("runs/mine", "a"), ("mine", "b"), (str(last_checkpoint(Path("runs/mine"))), "c")):
         code, printed, err = run("export", name, out, "--license", "mit")
         assert code == 0, err
-        assert printed == f"wrote {out}: hvae model, {sum(p.numel() for p in state.model.parameters()):,} parameters\n"
+        assert printed == f"wrote {out}: vae model, {sum(p.numel() for p in state.model.parameters()):,} parameters\n"
         assert sorted(os.listdir(out)) == ["README.md", "config.json", "manifest.json", "model.safetensors"]
         record = read(Path(out))["record"]
         assert record["evaluation"] == result.evaluation.row()

@@ -1,14 +1,17 @@
 """Which features and which reference ``fd`` takes where they are not named: those of the embedded data set."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from tiny import small
 
 import fastdiff
-from fastdiff.data import Dataset, letters, loading
-from fastdiff.evaluation import compare_features, image_features, load_features
+from fastdiff.data import Dataset, ImageOptions, letters, load_dataset, loading
+from fastdiff.evaluation import compare_features, fd, image_features, load_features
 from fastdiff.io.pictures import to_uint8
 
 SHAPE = (1, 28, 28)
@@ -98,3 +101,48 @@ def test_a_model_of_other_data_with_features_that_are_chosen(run):
     code, out, err = run("fd", "model", "--features", "letters", "--steps", "1", "--n", "6", "--no-precision-recall")
     assert code == 0, err
     assert out.startswith("model: FD-letters against the training images of letters")
+
+
+def pixels(images: torch.Tensor) -> torch.Tensor:
+    """Features of one's own, as the file own.py has them."""
+    return images.flatten(1)[:, ::40].double() / 255
+
+
+def test_data_of_a_run_are_read_as_in_its_training(run, tmp_path):
+    """Resized, converted and without the files that cannot be read; with the held-out images for comparison."""
+    random = np.random.default_rng(0)
+    Path("photos").mkdir()
+    for number in range(30):
+        shape = (9 + number % 3, 10) if number % 5 == 0 else (9, 9 + number % 2, 3)
+        Image.fromarray(random.integers(256, size=shape, dtype=np.uint8)).save(f"photos/{number}.png")
+    Path("photos/broken.png").write_bytes(Path("photos/1.png").read_bytes()[:90])
+    (tmp_path / "own.py").write_text("def pixels(images):\n    return images.flatten(1)[:, ::40].double() / 255\n")
+    images = {"size": 8, "color": "rgb", "skip_damaged": True, "held_out": 20}
+    small(shape=(3, 8, 8), levels=256).save("model", {"train": {"data": "photos", "images": images}})
+    command = [
+        "fd",
+        "model",
+        "--features",
+        "own:pixels",
+        "--steps",
+        "1",
+        "--n",
+        "12",
+        "--no-precision-recall",
+        "--json",
+    ]
+    with pytest.warns(UserWarning, match="1 of 31 image files are left out"):
+        code, out, err = run(*command)
+    assert code == 0, err
+    held_out, row = map(json.loads, out.splitlines())
+    with pytest.warns(UserWarning, match="broken"):
+        data = load_dataset("photos", ImageOptions(**images))
+    assert (held_out["n"], row["reference"]) == (len(data.test_images), len(data.train_images))
+    assert row["fd"] == pytest.approx(fd(fastdiff.sample("model", 12, 1), data.train_images, pixels).value, rel=1e-9)
+    # with the flags of one's own, all images of the folder
+    with pytest.warns(UserWarning, match="1 of 31 image files are left out"):
+        code, out, err = run(*command, "--size", "8", "--color", "rgb", "--skip-damaged")
+    assert code == 0, err
+    assert json.loads(out)["reference"] == 30
+    code, _, err = run(*command, "--size", "8", "--color", "rgb")
+    assert (code, "broken.png" in err) == (2, True)

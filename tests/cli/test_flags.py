@@ -113,6 +113,12 @@ def test_wrong_usage_names_the_choices_and_the_help_of_the_command(capsys, argum
         ("", "a command must follow"),
         ("sample digts", "got 'digts', did you mean digits?"),
         ("sample my-rnu", "did you mean my-run?"),
+        ("sample runs/my-rnu", "did you mean runs/my-run?"),
+        (
+            "sample vae --mixture dig",
+            "got 'dig'; see fastdiff sample --help\n",
+        ),  # no model's name, like vae
+        ("interpolate digits --vary class", "--vary must be 'noise' for a vdm model, got 'class'; see"),
         ("evaluate leters", "did you mean letters?"),
         ("fd digist", "did you mean digits?"),
         ("train vae-digist", "did you mean vae-digits?"),
@@ -197,26 +203,26 @@ def test_captions_say_what_is_shown(run, monkeypatch):
     written = []
     monkeypatch.setattr("fastdiff.io.captions.captioned", lambda image, *texts: written.append(texts) or image)
     small(num_classes=3, class_names=("A", "B", "Q")).save("model")
-    small_vae(1).save("vae")
+    small_vae(1).save("one")
     steps = ["--steps", "2", "--overwrite"]
     for command in (
         ["sample", "model", "-n", "3", "--label", "all", "--sampler", "ddim", "--seed", "5", *steps],
         ["sample", "model", "-n", "2", "--label", "Q", "--guidance", "1.5", *steps],
-        ["sample", "vae", "-n", "2", "--overwrite"],
-        ["sample", "vae", "-n", "2", "--overwrite", "--no-caption"],
+        ["sample", "one", "-n", "2", "--overwrite"],
+        ["sample", "one", "-n", "2", "--overwrite", "--no-caption"],
         ["interpolate", "model", "--vary", "noise", "--rows", "1", "--count", "2", *steps],
         ["edit", "model", "digits", "--n", "2", *steps],
-        ["reconstruct", "vae", "--n", "2"],
+        ["reconstruct", "one", "--n", "2"],
     ):
         code, _, err = run(*command)
         assert code == 0, (command, err)
     assert written == [
         ("model · ddim, 2 steps · seed 5 · all classes", ("A", "B", "Q")),
         ("model · ancestral, 2 steps · seed 0 · class Q · guidance 1.5", ()),
-        ("vae · seed 0", ()),
+        ("one · seed 0", ()),
         ("model · ddim, 2 steps · seed 0 · x_T varies in each row", ()),
         ("model · ancestral, 2 steps · seed 0 · strength 0.5 · rows: images, results", ()),
-        ("vae · seed 0 · rows: images, reconstructions", ()),
+        ("one · seed 0 · rows: images, reconstructions", ()),
     ]
 
 
@@ -241,11 +247,11 @@ def test_progress_is_shown_on_a_terminal(run, monkeypatch, watched):
     for module in ("sample", "evaluate", "fd", "mixture", "reconstruct", "edit"):
         monkeypatch.setattr(f"fastdiff.cli.{module}.is_watched", lambda: watched)
     small().save("model")
-    small_vae(1).save("vae")
+    small_vae(1).save("one")
     for command, title in (
         ("sample model -n 2 --steps 2", "sampling 2 images"), ("sample model -n 2 --steps 2 --out x/", "sampling to x"),
         ("evaluate model --draws 1 --T 2", "bound at T = 2"), ("fd model --n 20 --steps 1", "neighbours"),
-        ("mixture vae --components 1", "fitting 1 components"), ("edit model digits --n 1 --steps 2", "sampling"),
+        ("mixture one --components 1", "fitting 1 components"), ("edit model digits --n 1 --steps 2", "sampling"),
     ):  # fmt: skip
         code, _, err = run(*command.split())
         assert code == 0, (command, err)

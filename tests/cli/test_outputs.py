@@ -117,20 +117,20 @@ def test_folders_and_arrays_are_compared(run):
 
 
 def test_a_model_against_a_folder_with_features_of_ones_own(run, tmp_path):
-    small_vae(1).save("vae")
+    small_vae(1).save("one")
     (tmp_path / "own.py").write_text("def pixels(images):\n    return images.flatten(1)[:, 20:28].double() / 255\n")
     reference = to_uint8(digits().test_images[:40], 17)
     np.savez("digits.npz", reference.permute(0, 2, 3, 1).numpy())
-    code, out, err = run("fd", "vae", "digits.npz", "--features", "own:pixels", "--n", "30", "--json")
+    code, out, err = run("fd", "one", "digits.npz", "--features", "own:pixels", "--n", "30", "--json")
     assert code == 0, err
     (row,) = rows(out)
-    expected = fd(fastdiff.sample("vae", 30), reference, lambda images: images.flatten(1)[:, 20:28].double() / 255)
-    assert (row["sampler"], row["steps"], row["n"]) == ("hvae", None, 30)
+    expected = fd(fastdiff.sample("one", 30), reference, lambda images: images.flatten(1)[:, 20:28].double() / 255)
+    assert (row["sampler"], row["steps"], row["n"]) == ("vae", None, 30)
     assert row["fd"] == pytest.approx(expected.value, rel=1e-9)
-    code, out, err = run("fd", "vae", "digits.npz", "--features", "own:pixels", "--n", "30", "--size", "12")
+    code, out, err = run("fd", "one", "digits.npz", "--features", "own:pixels", "--n", "30", "--size", "12")
     assert code == 0, err
-    assert out.startswith("vae: FD against digits.npz, n = 40")
-    code, out, err = run("fd", "vae", "--features", "own:pixels", "--n", "10")  # against what it was trained on
+    assert out.startswith("one: FD against digits.npz, n = 40")
+    code, out, err = run("fd", "one", "--features", "own:pixels", "--n", "10")  # against what it was trained on
     assert code == 0, err
     assert "FD against the training images of digits, n = 1500" in out
 

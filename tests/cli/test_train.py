@@ -96,8 +96,8 @@ def stop_after(monkeypatch, steps: int, error: BaseException) -> None:
 def test_own_images_are_trained_on_and_sampled(run, pictures, model):
     options = [*SMALL, "--max-steps", "2", "--model", model]
     if model == "diffusevae":
-        HVAE(attrs.evolve(small_vae(1).config, shape=(3, 4, 6), levels=256)).save("vae")
-        options += ["--first-stage", "vae"]
+        HVAE(attrs.evolve(small_vae(1).config, shape=(3, 4, 6), levels=256)).save("first")
+        options += ["--first-stage", "first"]
     code, out, err = run("train", str(pictures), *options)
     assert code == 0, err
     folder = f"runs/{model}-my images"
