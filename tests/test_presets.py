@@ -8,13 +8,14 @@ import torch
 from tiny import images
 
 import fastdiff
-from fastdiff.data import digits
+from fastdiff.data import Dataset, digits
 from fastdiff.data.loading import NOT_SHIPPED
 from fastdiff.diffusion import LearnedSchedule
 from fastdiff.kernels import FastdiffError, Noise
-from fastdiff.models import DDPM, HVAE, VDM, DiffuseVAE, VDMConfig, model_of
+from fastdiff.models import DDPM, HVAE, VDM, AddNoise, DiffuseVAE, Downsample, VDMConfig, model_of
 from fastdiff.models.small import SMALL_MODELS, small_config, small_options, small_widths
 from fastdiff.presets import own_training, preset
+from fastdiff.training import TrainState, train
 from fastdiff.training.batches import check_fit
 
 
@@ -169,7 +170,8 @@ def test_the_name_of_the_embedded_model_is_a_preset():
 def test_small_models_fit_any_images(kind, shape, levels, width):
     """A step of training on images of that shape, with the settings for own data."""
     vae = small_config("vae", shape, levels, width=width) if kind == "diffusevae" else None
-    model = model_of(small_config(kind, shape, levels, width=width, blocks=1, vae=vae))
+    degradation = AddNoise() if kind == "restoration" else None  # not every size can be down-sampled
+    model = model_of(small_config(kind, shape, levels, width=width, blocks=1, vae=vae, degradation=degradation))
     x = images(2, shape=shape, levels=levels)
     objective = model(x, Noise(0), None, own_training(kind, "").loss)
     objective.loss.sum().backward()
@@ -177,6 +179,28 @@ def test_small_models_fit_any_images(kind, shape, levels, width):
     found = small_options(model.config)
     assert (found["model"], found["blocks"]) == (kind, 1)
     assert width is None or found["width"] == width
+
+
+def test_a_small_restoration_model_learns_what_it_restores():
+    """Images whose 2×2 blocks have one of two levels: the small image says all of them, and is a coin toss of itself.
+
+    87 % of the pixels are restored after 150 steps; without the small image half of them would be.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(count: int) -> torch.Tensor:
+        small = torch.randint(2, (count, 1, 2, 2), dtype=torch.uint8, generator=generator)
+        return small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    data, x = Dataset("blocks", 2, 0, drawn(200), None, drawn(20), None), drawn(64)
+    torch.manual_seed(0)
+    model = model_of(small_config("restoration", (1, 4, 4), 2, width=16, blocks=1))
+    settings = {"max_steps": 150, "batch_size": 32, "learning_rate": 1e-2, "ema": 0.9}
+    state = TrainState(model, own_training("restoration", "blocks", **settings))
+    for _ in train(state, data):
+        pass
+    restored = fastdiff.sample(state.averaged, 64, 10, cond=x[:, :, ::2, ::2].contiguous(), output="levels")
+    assert float((restored == x).double().mean()) > 0.8
 
 
 def test_small_networks_halve_the_images_while_they_can():
@@ -206,6 +230,8 @@ def test_small_models_follow_the_levels():
         ({"kind": "diffusevae"}, "first_stage"),
         ({"kind": "vdm", "width": 0}, "width"),
         ({"kind": "vae", "num_classes": 2}, "num_classes"),
+        ({"kind": "vdm", "degradation": AddNoise()}, "degradation must not be set for a vdm model, got noise-0.5"),
+        ({"kind": "restoration", "degradation": Downsample(factor=3)}, "factor must divide"),
     ],
 )
 def test_small_models_that_cannot_be(arguments, word):
@@ -217,7 +243,9 @@ def test_settings_for_own_data():
     """A warm-up of a tenth of few steps, unless it is given."""
     assert [own_training("vdm", "x", max_steps=steps).warm_up for steps in (50, 5000, 50_000)] == [5, 500, 500]
     assert own_training("vae", "x", max_steps=50, warm_up=20).warm_up == 20
-    assert [own_training(kind, "x").loss for kind in SMALL_MODELS] == ["elbo", "simple", "elbo", "elbo", "simple"]
+    losses = {kind: own_training(kind, "x").loss for kind in SMALL_MODELS}
+    assert {kind for kind, loss in losses.items() if loss == "simple"} == {"ddpm", "diffusevae", "restoration"}
+    assert set(losses.values()) == {"simple", "elbo"}
 
 
 def test_unknown_preset():

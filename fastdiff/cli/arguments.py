@@ -9,7 +9,7 @@ from fastdiff_kernels.errors import InvalidValueError
 if TYPE_CHECKING:
     from ..data import Dataset
     from ..diffusion import Sampler
-    from ..models import Degradation
+    from ..models import AddNoise, Downsample
 
 
 def check_picture(path: Path) -> None:
@@ -51,32 +51,28 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parse_degradation(text: str) -> "Degradation":
+def parse_degradation(text: str) -> "Downsample | AddNoise":
     """Read ``down-FACTOR`` or ``noise-DEVIATION``.
 
     Raises:
-        InvalidValueError: another form.
-        ConfigError: a factor or a deviation that is out of range.
+        InvalidValueError: another form, a factor < 2, or a deviation that is not finite and > 0.
     """
     kind, _, value = text.partition("-")
-    if kind == "down" and value.isdecimal():
-        from ..models import Downsample
-
-        return Downsample(factor=int(value))
-    if kind == "noise" and is_number(value):
-        from ..models import AddNoise
-
-        return AddNoise(deviation=float(value))
-    raise InvalidValueError(f"--degradation must be down-FACTOR or noise-DEVIATION, such as down-2, got {text!r}")
-
-
-def is_number(text: str) -> bool:
-    """Whether a text is a number."""
     try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        if kind == "down" and value.isdecimal():
+            from ..models import Downsample
+
+            return Downsample(factor=int(value))
+        if kind == "noise":
+            from ..models import AddNoise
+
+            return AddNoise(deviation=float(value))
+    except ValueError:  # no number, or a ConfigError for one that is out of range
+        pass
+    raise InvalidValueError(
+        f"--degradation must be down-FACTOR with an integer >= 2, or noise-DEVIATION with a number > 0, such as down-2 "
+        f"or noise-0.5, got {text!r}"
+    )
 
 
 def parse_counts(name: str, text: str) -> list[int]:

@@ -8,11 +8,13 @@ import tyro
 from fastdiff_kernels.errors import InvalidValueError
 
 from .arguments import check_picture, load_data, parse_degradation
-from .choices import SAMPLERS, choice
+from .choices import SAMPLERS, choice, hint
 from .common_flags import Computing, Drawing, drawn_by, is_watched
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+SHOWN = 12  # images, unless --n says how many
 
 
 @dataclass
@@ -21,8 +23,8 @@ class Reconstruct(Drawing, Computing):
 
     model: tyro.conf.Positional[str]
     """Checkpoint folder, run folder, or embedded model: a VAE, a DiffuseVAE or a restoration model."""
-    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 12
-    """Number of held-out images, evenly spaced among all."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=("-n",)), hint("12, or all where fewer are held out")] = None
+    """Number of held-out images, evenly spaced among all: they may be sorted by class."""
     degradation: str | None = None
     """What to restore from: down-2, down-4 or noise-0.5, for instance; a restoration model has its own."""
     data: str | None = None
@@ -54,12 +56,11 @@ class Reconstruct(Drawing, Computing):
         model = load(self.model).to(self.chosen_device())
         data = load_data(self.model, self.data, model.shape)
         check_fit(model, data)
-        if not 1 <= self.n <= len(data.test_images):
-            raise InvalidValueError(f"--n must be in 1 .. {len(data.test_images)}, the held-out images, got {self.n}")
-        count = len(data.test_images)
-        images = data.test_images[
-            torch.arange(self.n) * count // self.n
-        ]  # of all classes, where their files are sorted
+        held_out = len(data.test_images)
+        n = min(SHOWN, held_out) if self.n is None else self.n
+        if not 1 <= n <= held_out:
+            raise InvalidValueError(f"--n must be in 1 .. {held_out}, the held-out images, got {n}")
+        images = data.test_images[torch.arange(n) * held_out // n]
         result = reconstruct(model, images, degradation, self.steps, self.sampler, self.seed, progress=is_watched())
         rows, names = [to_uint8(images, data.levels)], ["images"]
         if result.start is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from .choices import choice, hint
 
-MODELS = ("vdm", "ddpm", "vae", "hvae", "diffusevae")
+MODELS = ("vdm", "ddpm", "vae", "hvae", "diffusevae", "restoration")
 PRESETS = (
     "digits                  vdm         digits     0.4 M",
     "vdm-digits              vdm         digits     0.4 M",
@@ -59,7 +59,7 @@ class TrainingFields:
     loss: Annotated[
         str | None,
         choice("elbo", "simple", "min-snr", "sigmoid", "flow", "edm"),
-        hint("elbo; simple for ddpm, diffusevae"),
+        hint("elbo; simple for ddpm, diffusevae, restoration"),
     ] = None
     """The training loss: the bound (elbo), or a weighted diffusion loss (fastdiff.diffusion.LOSSES)."""
     T: Annotated[int | Literal["none"] | None, hint("none")] = None

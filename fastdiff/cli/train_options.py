@@ -38,6 +38,9 @@ class TrainOptions:
     """Channels of that network at full resolution."""
     blocks: Annotated[int | None, hint("2")] = None
     """Residual blocks of that network per resolution."""
+    degradation: Annotated[str | None, hint("down-2")] = None
+    """What a restoration model restores images from: down-FACTOR, fewer pixels (super-resolution), or noise-DEVIATION,
+    noise of that standard deviation on pixels in [-1, 1] (denoising)."""
     device: Annotated[str, hint("auto")] = "auto"
     """Where to run: auto (the GPU if there is one), cpu, cuda, or cuda:1; under torchrun each process takes a GPU."""
     threads: Annotated[int | None, hint("PyTorch's own number")] = None
@@ -72,7 +75,8 @@ class TrainOptions:
 
     def model_options(self) -> dict[str, object]:
         """Return the options of the model of own data that are given."""
-        return {name: value for name in ("model", "width", "blocks") if (value := getattr(self, name)) is not None}
+        names = ("model", "width", "blocks", "degradation")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 def _given(fields: TrainingFields | ImageFields) -> dict[str, object]:

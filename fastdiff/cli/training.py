@@ -16,14 +16,14 @@ from ..io import processes
 from ..io.configuration import ConfigError
 from ..io.folders import Json
 from ..kernels import FastdiffError, InvalidTypeError, InvalidValueError
-from ..models import ImageConfig, Model, model_of
+from ..models import AddNoise, Downsample, ImageConfig, Model, model_of
 from ..models.image_data import listed
 from ..models.small import small_config, small_options
 from ..presets import own_training
 from ..training import RunError, TrainConfig, TrainingError, TrainState, runs
 from ..training.batches import check_fit
 from .advice import command, words_of
-from .arguments import flag
+from .arguments import flag, parse_degradation
 from .tables import TABLE_HEAD, format_groups, format_row
 from .targets import find_target, same_data
 from .train_options import DEFAULT_MODEL, TrainOptions
@@ -105,12 +105,12 @@ class Training:
             config = attrs.evolve(preset.train, **settings, images=attrs.evolve(preset.train.images, **images))
             data, model_config = load_dataset(config.data, config.images), preset.model
         else:
-            path = self._own_path(settings)
+            path, degradation = self._own_path(settings), self._degradation()
             read = ImageOptions(**images)  # pyright: ignore[reportArgumentType]
             data = load_dataset(path, read)
             check_size(data, read)
             config = own_training(self.model, path, **settings, images=read)
-            model_config = self._own_model(data, config)
+            model_config = self._own_model(data, config, degradation)
         return runs.start(self.out, lambda: _build(model_config, config.first_stage), config, data, self.device), data
 
     def _own_path(self, settings: dict[str, object]) -> str:
@@ -120,13 +120,24 @@ class Training:
             raise InvalidValueError(f"--data must not be given beside data of your own, {path}, got {data}")
         return path
 
-    def _own_model(self, data: Dataset, config: TrainConfig) -> ImageConfig:
+    def _degradation(self) -> Downsample | AddNoise | None:
+        """Return the degradation of a restoration model of own data; None for other models."""
+        text = self.options.degradation
+        if self.model == "restoration":
+            return Downsample() if text is None else parse_degradation(text)
+        if text is not None:
+            raise InvalidValueError(f"--degradation is for --model restoration, got --model {self.model}")
+        return None
+
+    def _own_model(self, data: Dataset, config: TrainConfig, degradation: Downsample | AddNoise | None) -> ImageConfig:
         """Return the configuration of the small model of the user's own data."""
         options = self.options
         num_classes = data.num_classes if config.images.classes else 0
         if self.model in ("vae", "hvae") and (num_classes or config.shift):
             name = "--classes" if num_classes else "--shift"
             raise InvalidValueError(f"{name} is for diffusion models, got --model {self.model}")
+        if degradation is not None:
+            check_sides(degradation, data.shape)
         vae = None
         if self.model == "diffusevae":
             if config.first_stage is None:
@@ -140,6 +151,7 @@ class Training:
         return small_config(
             self.model, data.shape, data.levels, num_classes, options.width, options.blocks or 2, vae,
             augmented=config.shift > 0, class_names=data.class_names if num_classes else (),
+            degradation=degradation,
         )  # fmt: skip
 
     # -------------------------------------------------------------------------------------------- resuming
@@ -154,7 +166,10 @@ class Training:
         data = self._load_again(state.config)
         check_fit(state.model, data)
         has = small_options(state.model.config)
-        for name, value in self.options.model_options().items():
+        options = self.options.model_options()
+        if self.options.degradation is not None:
+            options["degradation"] = parse_degradation(self.options.degradation).name  # noise-0.50 is noise-0.5
+        for name, value in options.items():
             if value != has[name]:
                 raise RunError(
                     f"{self.out} was started with {name} {has[name]}, not {value}, which a resumed run keeps"
@@ -252,6 +267,24 @@ def check_size(data: Dataset, options: ImageOptions) -> None:
     for images in (data.train_images, data.test_images):
         if isinstance(images, ImageSource):
             _ = images[torch.arange(0, len(images), -(-len(images) // LOOKED_AT))]
+
+
+def check_sides(degradation: Downsample | AddNoise, shape: tuple[int, int, int]) -> None:
+    """Check that images (C, H, W) can be degraded: that a factor of down-sampling divides their sides.
+
+    Raises:
+        InvalidValueError: it does not; the message lists the factors that do, and a ``--size``.
+    """
+    (_, height, width), factor = shape, degradation.reduction
+    if height % factor == width % factor == 0:
+        return
+    factors = [str(k) for k in range(2, min(height, width) + 1) if height % k == width % k == 0]
+    least = min(height, width)
+    raise InvalidValueError(
+        f"--degradation must be down-FACTOR with a factor that divides {height} and {width}, the height and width of "
+        f"the images ({listed(factors, SHOWN_CLASSES) or 'none does'}), or --size must be given, such as --size "
+        f"{max(least - least % factor, factor)}; got {degradation.name}"
+    )
 
 
 def changed(change: Json) -> str:

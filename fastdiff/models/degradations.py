@@ -14,6 +14,16 @@ class Degradation:
     """Base class of degradations of images float [B, C, H, W] in [-1, 1]."""
 
     @property
+    def name(self) -> str:
+        """What ``--degradation`` calls it, such as ``"down-2"``."""
+        raise NotImplementedError
+
+    @property
+    def reduction(self) -> int:
+        """How many times smaller the height and width of a degraded image are."""
+        return 1
+
+    @property
     def limit(self) -> float:
         """Upper bound of the absolute value of a degraded image."""
         return math.inf
@@ -52,6 +62,14 @@ class Downsample(Degradation):
     kind: str = field(one_of("downsample"), default="downsample")
 
     @property
+    def name(self) -> str:
+        return f"down-{self.factor}"
+
+    @property
+    def reduction(self) -> int:
+        return self.factor
+
+    @property
     def limit(self) -> float:
         return 1.0
 
@@ -81,6 +99,10 @@ class AddNoise(Degradation):
 
     deviation: float = field(more_than(0.0), default=0.5)
     kind: str = field(one_of("noise"), default="noise")
+
+    @property
+    def name(self) -> str:
+        return f"noise-{self.deviation}"
 
     @property
     def limit(self) -> float:

@@ -5,12 +5,14 @@ import math
 from ..kernels import InvalidTypeError, InvalidValueError
 from ..networks import ConvVAEConfig, UNetConfig
 from .ddpm import DDPMConfig
+from .degradations import AddNoise, Downsample
 from .diffusevae import DiffuseVAEConfig
 from .image_data import ImageConfig
+from .restoration import RestorationConfig
 from .vae import HVAEConfig
 from .vdm import VDMConfig
 
-SMALL_MODELS = ("vdm", "ddpm", "vae", "hvae", "diffusevae")
+SMALL_MODELS = ("vdm", "ddpm", "vae", "hvae", "diffusevae", "restoration")
 LEAST_SIDE = 4  # pixels at the lowest resolution, unless the images have fewer
 MAX_WIDTH = 1024  # channels at full resolution, far beyond a small network
 CATEGORICAL_LEVELS = 32  # up to so many levels the network's output has a channel for each
@@ -29,6 +31,7 @@ def small_config(
     vae: ImageConfig | None = None,
     augmented: bool = False,
     class_names: tuple[str, ...] = (),
+    degradation: Downsample | AddNoise | None = None,
 ) -> ImageConfig:
     """Return the configuration of a small model.
 
@@ -45,16 +48,12 @@ def small_config(
         vae: the configuration of a DiffuseVAE's first stage; None for other models.
         augmented: whether the network has a label for shifted training images, see `ImageConfig`.
         class_names: names of the classes, or ().
+        degradation: what a restoration model restores images from; None is down-sampling by 2. None for other models.
 
     Raises:
         InvalidValueError, InvalidTypeError, ConfigError: an unknown kind, or options that it cannot have.
     """
-    if kind not in SMALL_MODELS:
-        raise InvalidValueError(f"model must be one of {', '.join(SMALL_MODELS)}, got {kind!r}")
-    if (kind == "diffusevae") != (vae is not None):
-        raise InvalidValueError(f"first_stage must {'be' if vae is None else 'not be'} set for a {kind} model")
-    if width is not None and not 1 <= width <= MAX_WIDTH:
-        raise InvalidValueError(f"width must be an integer in 1 .. {MAX_WIDTH}, got {width}")
+    _check_options(kind, width, vae, degradation)
     widths = small_widths(shape, default_width(shape) if width is None else width)
     data = {
         "shape": shape, "levels": levels, "num_classes": num_classes, "augmented": augmented,
@@ -68,26 +67,50 @@ def small_config(
         widths=widths, blocks=blocks, embedding=max(64, 2 * widths[0]), heads=_heads(widths[-1]), positions=False
     )
     if kind == "vdm":
-        categorical = levels <= CATEGORICAL_LEVELS
         n_min = round(math.log2(levels / 2))
         return VDMConfig(
             **data, gamma_0=lowest_gamma(levels), fourier=(n_min, n_min + 1),
-            prediction="categorical" if categorical else "epsilon", network=network,
+            prediction="categorical" if levels <= CATEGORICAL_LEVELS else "epsilon", network=network,
         )  # fmt: skip
     if kind == "ddpm":
         return DDPMConfig(**data, network=network)
+    if kind == "restoration":
+        return RestorationConfig(
+            **data, continuous_noise_conditioning=True, network=network, degradation=degradation or Downsample()
+        )
     if not isinstance(vae, HVAEConfig):
         raise InvalidTypeError(f"first_stage must be a VAE, got a model with a {type(vae).__name__}")
     return DiffuseVAEConfig(**data, continuous_noise_conditioning=True, network=network, vae=vae)
 
 
+def _check_options(
+    kind: str, width: int | None, vae: ImageConfig | None, degradation: Downsample | AddNoise | None
+) -> None:
+    """Check the options of `small_config` that no configuration checks."""
+    if kind not in SMALL_MODELS:
+        raise InvalidValueError(f"model must be one of {', '.join(SMALL_MODELS)}, got {kind!r}")
+    if (kind == "diffusevae") != (vae is not None):
+        raise InvalidValueError(f"first_stage must {'be' if vae is None else 'not be'} set for a {kind} model")
+    if degradation is not None and kind != "restoration":
+        raise InvalidValueError(f"degradation must not be set for a {kind} model, got {degradation.name}")
+    if width is not None and not 1 <= width <= MAX_WIDTH:
+        raise InvalidValueError(f"width must be an integer in 1 .. {MAX_WIDTH}, got {width}")
+
+
 def small_options(config: ImageConfig) -> dict[str, object]:
-    """Return the model, width and blocks of a configuration, as `small_config` takes them; None where it has none."""
-    kinds = {VDMConfig: "vdm", DDPMConfig: "ddpm", DiffuseVAEConfig: "diffusevae"}
+    """Return the options of a model of own data that a configuration has, None where it has none.
+
+    They are the model, width and blocks, as `small_config` takes them, and the name of the degradation.
+    """
+    kinds = {
+        VDMConfig: "vdm", DDPMConfig: "ddpm", DiffuseVAEConfig: "diffusevae", RestorationConfig: "restoration",
+    }  # fmt: skip
     kind = ("vae" if config.depth == 1 else "hvae") if isinstance(config, HVAEConfig) else kinds.get(type(config))
     network = getattr(config, "network", None)
     widths = getattr(network, "widths", (None,))
-    return {"model": kind, "width": widths[0], "blocks": getattr(network, "blocks", None)}
+    degradation = config.degradation.name if isinstance(config, RestorationConfig) else None
+    blocks = getattr(network, "blocks", None)
+    return {"model": kind, "width": widths[0], "blocks": blocks, "degradation": degradation}
 
 
 def small_widths(shape: Shape, width: int) -> tuple[int, ...]:

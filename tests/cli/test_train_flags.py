@@ -68,14 +68,15 @@ def test_values_are_those_of_the_fields():
     """As words, as values, and as the words that `words_of` gives for them."""
     words = ["--T", "none", "--clip-norm", "2", "--no-stratified", "--compile", "--precision", "bf16", "--seed", "7",
              "--learning-rate", "1e-3", "--first-stage", "a b", "--color", "none", "--size", "8", "--classes",
-             "--no-pictures", "--keep", "3", "--out=-x", "--model", "hvae"]  # fmt: skip
+             "--no-pictures", "--keep", "3", "--out=-x", "--model", "restoration",
+             "--degradation", "noise-0.1"]  # fmt: skip
     options = parsed(*words)
     assert options.settings() == {
         "T": None, "clip_norm": 2.0, "stratified": False, "compile": True, "precision": "bf16", "seed": 7,
         "learning_rate": 1e-3, "first_stage": "a b",
     }  # fmt: skip
     assert options.image_settings() == {"color": None, "size": 8, "classes": True}
-    assert options.model_options() == {"model": "hvae"}
+    assert options.model_options() == {"model": "restoration", "degradation": "noise-0.1"}
     assert (options.keeping.pictures, options.keeping.keep) == (False, 3)
     assert parsed(*words_of(options)) == options
     attrs.evolve(TrainConfig(data="", max_steps=1), **options.settings())
@@ -110,6 +111,10 @@ def test_wrong_values_name_the_flag_and_the_choices(capsys, arguments, choices):
         ("digits --keep 0", "--keep must"),
         ("digits --threads 0", "--threads must"),
         ("digits --width 8", "--width is for data of your own"),
+        ("digits --degradation down-2", "--degradation is for data of your own"),
+        (". --degradation down-2", "--degradation is for --model restoration, got --model vdm"),
+        (". --model restoration --degradation blur", "--degradation must be down-FACTOR"),
+        (". --model restoration --degradation noise-0", "--degradation must be down-FACTOR"),
         ("digits --device gpu", "device must be"),
         (". --width 0", "--width must"),
         (". --model diffusevae --data x", "--data must not"),

@@ -16,23 +16,23 @@ from fastdiff.models import DDPM, ConcatUNetConfig, DDPMConfig
 from fastdiff.presets import PRESETS, preset
 
 WRITES_PHOTOS = 'path = Path("photos",'  # a page may write its own photos/, and shows how after it has used them
-STAND_INS = {"runs/super-resolution": "superresolution2-digits"}  # runs of the reader's own, and what they are here
 LARGE = ("cifar10", "celeba64", "imagenet32", "imagenet64")  # presets of up to 238 M parameters
 
 
 def make_files(folder: Path) -> None:
-    """Write what the pages speak of: photos/ of two classes, pictures/ as large as digits, masks, a pipeline."""
+    """Write what the pages speak of: photos/ of two classes, pictures/ as large as digits, coloured small-pictures/ of
+    half the size, masks, a pipeline."""
     random = np.random.default_rng(0)
     for number in range(40):
         path = folder / "photos" / ("circles" if number % 2 else "squares") / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         size = (16 + number % 5, 16 + number % 3, 3)
         Image.fromarray(random.integers(256, size=size, dtype=np.uint8)).save(path)
-    for name, size in (("pictures", 8), ("small-pictures", 4)):
+    for name, size, mode in (("pictures", 8, "L"), ("small-pictures", 4, "RGB")):
         (folder / name).mkdir()
         for number, image in enumerate(digits().test_images[:3]):
             pixels = (image[0].double() * 255 / 16).round().byte().numpy()
-            Image.fromarray(pixels).resize((size, size)).save(folder / name / f"{number}.png")
+            Image.fromarray(pixels).resize((size, size)).convert(mode).save(folder / name / f"{number}.png")
     left = np.zeros((8, 8), np.uint8)
     left[:, :4] = 255
     for name in ("mask.png", "left.png"):
@@ -45,13 +45,10 @@ def make_files(folder: Path) -> None:
 def make_models(text: str) -> None:
     """Prepare for an example: a preset that it names, and that nothing has trained yet, gets a run with fresh weights.
 
-    What stands in for a run is removed where the example trains it.
+    Such a run is removed where an example trains it.
     """
     if WRITES_PHOTOS in text:
         shutil.rmtree("photos")
-    for run, name in STAND_INS.items():
-        if run in text and not Path(run).exists():
-            preset(name).build().save(Path(run))
     for name in PRESETS:
         named = re.search(rf"(?<![\w/-]){name}(?![\w-])|\bruns/{name}(?![\w-])", text)
         embedded = name in embedded_names() and "runs/" not in text
