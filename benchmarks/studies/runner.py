@@ -141,7 +141,7 @@ def _train(wanted: Run, folder: Path) -> float:
         state = resume(path, to_dict(wanted.train), model_config=wanted.model)
     else:
         state = start(path, lambda: _fresh(wanted, folder), wanted.train, data)
-    options = RunOptions(evaluations=1, pictures=False, progress=False)
+    options = RunOptions(evaluations=1, pictures=False, progress=False, log_every=0)
     result = run(path, state, data, options)
     if result.stopped_by is not None or result.evaluation is None:
         raise StudyError(f"{wanted.name} was interrupted after step {result.step}; the same command resumes it")

@@ -131,7 +131,9 @@ class RunFields:
     tensorboard: bool = False
     """Write the metrics for TensorBoard too."""
     progress: bool = True
-    """Show progress bars on stderr."""
+    """Show progress bars on stderr; without them a run prints lines, for a log."""
+    log_every: Annotated[int | None, hint("")] = None
+    """Steps between these lines, rounded up to a multiple of 50; 0 prints none. By default one a minute. Every evaluation has a line too."""
     workers: Annotated[int | None, hint("")] = None
     """Processes that read images ahead, see fastdiff.training.feed."""
     allow_changed_data: bool = False

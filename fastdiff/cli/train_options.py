@@ -58,7 +58,7 @@ class TrainOptions:
         Raises:
             InvalidValueError: a number that is too small.
         """
-        least = {"save_every": 1, "keep": 1, "evaluations": 0, "workers": 0}
+        least = {"save_every": 1, "keep": 1, "evaluations": 0, "workers": 0, "log_every": 0}
         numbers = [(name, getattr(self.keeping, name), low) for name, low in least.items()]
         numbers += [(name, getattr(self, name), 1) for name in ("threads", "width", "blocks")]
         for name, value, low in numbers:

@@ -32,6 +32,7 @@ MAX_BYTES = 1 << 30
 # Pillow hands EPS and WMF to an interpreter outside of Python; what FITS and IPTC unpack to is not bounded
 REFUSED = ("EPS", "WMF", "FITS", "IPTC", *UNDECODABLE)
 REDUCING_GAP = 3.0
+SKIP_HINT = "fastdiff check lists such files, and --skip-damaged (`ImageOptions(skip_damaged=True)`) leaves them out"
 HINT = "--size resizes and crops all images, --color grey or --color rgb converts them (`ImageOptions`)"
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .dataset import Dataset, digest, options_identity
-from .decoding import form_of
+from .decoding import SKIP_HINT, form_of
 from .errors import DataError
-from .folder_source import FolderSource
+from .folder_source import FolderSource, hinting
 from .inspection import inspect_files
 from .listing import BAR_DELAY, Listing, list_images
 from .options import ImageOptions
@@ -77,14 +77,16 @@ def load_image_folder(path: str | Path, options: ImageOptions | None = None) -> 
     options = ImageOptions() if options is None else options
     folder = open_folder(path, options)
     train, test = folder.train, folder.test
+    hint = "" if options.skip_damaged else SKIP_HINT
     if options.skip_damaged:
         train, test = _without_damaged(path, folder)
     elif folder.irregular:
         file, problem = folder.irregular[0]
-        raise DataError(f"{file} {problem}")
-    form = form_of(os.path.join(train.root, train.paths[0]), options)
+        raise DataError(f"{file} {problem}. {hint}")
+    with hinting(hint):
+        form = form_of(os.path.join(train.root, train.paths[0]), options)
     train_images, test_images = (
-        FolderSource(part.root, part.paths, part.labels, form, options.crop == "random" and part is train)
+        FolderSource(part.root, part.paths, part.labels, form, options.crop == "random" and part is train, hint)
         for part in (train, test)
     )
     return Dataset(

@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from .decoding import form_of
+from .decoding import SKIP_HINT, form_of
 from .errors import DataError
-from .folder_source import FolderSource
+from .folder_source import FolderSource, hinting
 from .in_memory import TensorSource, array_form
 from .inspection import inspect_files
 from .listing import BAR_DELAY, Listing, list_images
@@ -70,14 +70,16 @@ def _folder(path: str, options: ImageOptions) -> ImageSet:
     split = all(os.path.isdir(os.path.join(path, part)) for part in ("train", "test"))
     root = os.path.join(path, "train") if split else path
     listing = list_images(root)
+    hint = "" if options.skip_damaged else SKIP_HINT
     if listing.irregular and not options.skip_damaged:
-        raise DataError(" ".join(listing.irregular[0]))
+        raise DataError(f"{' '.join(listing.irregular[0])}. {hint}")
     if not len(listing):
         raise DataError(f"{root} must hold images, got {listing.ignored} files without an image's extension")
     paths = _readable(root, listing) if options.skip_damaged else listing.paths
-    form = form_of(os.path.join(root, paths[0]), options)
+    with hinting(hint):
+        form = form_of(os.path.join(root, paths[0]), options)
     names = [os.path.splitext(Path(os.fsdecode(each)).as_posix())[0] for each in paths]
-    return ImageSet(root, FolderSource(root, paths, None, form, False), 256, names)
+    return ImageSet(root, FolderSource(root, paths, None, form, False, hint), 256, names)
 
 
 def _readable(root: str, listing: Listing) -> PathList:
@@ -124,5 +126,5 @@ def _sorted(images: ImageSet) -> ImageSet:
     assert names is not None and isinstance(source, FolderSource)  # noqa: PT018
     order = sorted(range(len(names)), key=names.__getitem__)
     paths = source.paths.select(np.array(order, np.int64))
-    ordered = FolderSource(source.root, paths, None, source.form, False)
+    ordered = FolderSource(source.root, paths, None, source.form, False, source.hint)
     return ImageSet(images.name, ordered, images.levels, [names[position] for position in order])

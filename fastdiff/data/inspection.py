@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch.utils.data
 from tqdm import tqdm
@@ -11,19 +11,28 @@ from .decoding import MODES, opened
 from .errors import DataError
 from .paths import PathList
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 BLOCK = 64  # files that a process reads at a time
 FEW = 500  # files that are read faster than processes start
 MAX_WORKERS = 8
 
 
 class Report(NamedTuple):
-    """What a file holds: its position, width, height and the mode of its pixels; or what is wrong with it."""
+    """What a file holds: its position, width, height and the mode of its pixels; or what is wrong with it.
+
+    alpha: whether it has an alpha channel or transparent colors, which are not part of the pixels. transparent: whether
+    some of its pixels are not opaque.
+    """
 
     position: int
     width: int
     height: int
     mode: str
     problem: str | None
+    alpha: bool = False
+    transparent: bool = False
 
 
 class _Blocks(torch.utils.data.Dataset[list[Report]]):
@@ -43,9 +52,20 @@ class _Blocks(torch.utils.data.Dataset[list[Report]]):
         try:
             with opened(os.path.join(self.root, self.paths[position])) as image:
                 image.load()
-                return Report(position, image.width, image.height, MODES[image.mode], None)
+                return Report(position, image.width, image.height, MODES[image.mode], None, *_alpha(image))
         except DataError as error:
             return Report(position, 0, 0, "", str(error))
+
+
+def _alpha(image: "Image") -> tuple[bool, bool]:
+    """Return whether an image has alpha, and whether some of its pixels are not opaque."""
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # as its pixels are read
+    if image.mode not in ("LA", "RGBA"):
+        keyed = "transparency" in image.info  # one color that stands for transparent pixels
+        return keyed, keyed
+    darkest, _ = image.getchannel("A").getextrema()
+    return True, darkest != 255
 
 
 def inspect_files(root: str, paths: PathList, workers: int | None = None, bar: tqdm | None = None) -> Iterator[Report]:

@@ -80,7 +80,8 @@ def _load_in_memory(name: str) -> Dataset:
         return load_cifar10(name)
     if name in NOT_SHIPPED:
         raise DataError(f"data set {name!r} is not part of fastdiff: pass {NOT_SHIPPED[name]}")
+    missing = "" if os.path.exists(name) else f"there is no file or folder {name!r}; "
     raise DataError(
-        f"data set must be {', '.join(map(repr, EMBEDDED))}, or the path of an .npz file, of CIFAR-10's archive or "
-        f"folder, or of a folder of images, got {name!r}"
+        f"{missing}data set must be {', '.join(map(repr, EMBEDDED))}, or the path of an .npz file, of CIFAR-10's "
+        f"archive or folder, or of a folder of images, got {name!r}"
     )

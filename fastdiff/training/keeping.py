@@ -32,6 +32,7 @@ from .errors import TrainingError
 from .lock import locked
 from .loop import train
 from .metrics import METRICS, MetricsLog, early_bpd, truncate_metrics
+from .progress import ProgressLines
 from .signals import Stop
 from .state import TrainState, save_training
 from .step import Report
@@ -57,7 +58,9 @@ class RunOptions:
         evaluations: how many times the bound is evaluated during training.
         pictures: draw a picture of samples after each evaluation, always from the same noise.
         tensorboard: write the metrics for TensorBoard too.
-        progress: show progress bars on stderr.
+        progress: show progress bars on stderr; without them a run prints lines, for a log.
+        log_every: steps between these lines, rounded up to a multiple of 50; 0 prints none. By default one a minute.
+            Every evaluation has a line too.
         workers: processes that read images ahead, see `fastdiff.training.feed`.
         allow_changed_data: resume although files of the data set have changed, or are left out now; the change is
             recorded, and the order of the images is another one from there on.
@@ -72,11 +75,12 @@ class RunOptions:
     pictures: bool = True
     tensorboard: bool = False
     progress: bool = True
+    log_every: int | None = None
     workers: int | None = None
     allow_changed_data: bool = False
 
     def __post_init__(self) -> None:
-        least = {"save_every": 1, "keep": 1, "evaluations": 0, "workers": 0}
+        least = {"save_every": 1, "keep": 1, "evaluations": 0, "log_every": 0, "workers": 0}
         for name, hint in get_type_hints(RunOptions).items():
             value = convert(hint, getattr(self, name), f"RunOptions: {name}")
             if name in least and value is not None and value < least[name]:
@@ -100,6 +104,8 @@ class RunKeeper:
         self.evaluation: Evaluation | None = None
         self.stopping = False  # whether a signal has ended the training, with a checkpoint: the same in all processes
         self.progress = options.progress and processes.is_first()
+        shown = not options.progress and processes.is_first()
+        self.lines = ProgressLines(state.config.max_steps, state.step, options.log_every, shown)
         self.board: TensorBoard | None = None
         self.log = MetricsLog(
             out / METRICS if processes.is_first() else None, state.model.dims, state.config.learning_rate,
@@ -169,7 +175,9 @@ class RunKeeper:
         self._agree_to_stop(stop)
         self.stopping = stopping = stop.number is not None
         if step % LOG_EVERY == 0 or last or stopping:
-            bar.set_postfix(self.log.flush(report))
+            averages = self.log.flush(report)
+            bar.set_postfix(averages)
+            self.lines.steps(step, averages)
         began = time.monotonic()
         every = max(1, self.state.config.max_steps // max(1, options.evaluations))
         evaluating = options.evaluations > 0 and step % every == 0 and not last
@@ -181,7 +189,9 @@ class RunKeeper:
                 self.evaluate(draws=2)
                 if options.pictures:
                     self.draw_picture(step)
-        self.log.exclude(time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self.log.exclude(seconds)
+        self.lines.exclude(seconds)
 
     def _agree_to_stop(self, stop: Stop) -> None:
         """Stop all processes in the same step, whichever of them has met a signal."""
@@ -225,6 +235,7 @@ class RunKeeper:
         self.log.write({"event": "evaluate", "step": state.step, "draws": draws, **evaluation.row(), **layers})
         processes.on_first(lambda: run_folder.keep_best(self.out, state.averaged, evaluation.mean, state.step))
         self.evaluation = evaluation
+        self.lines.evaluation(state.step, evaluation, draws)
         return evaluation
 
     def draw_picture(self, step: int) -> None:
@@ -254,6 +265,7 @@ class RunKeeper:
     def finish(self, stop: Stop) -> None:
         """Evaluate the averaged weights with many draws, write them as a model, and draw samples."""
         self._share_average(stop)
+        self.lines.say(f"evaluating {len(self.test_images):,} held-out images, 64 draws each, and drawing samples")
         with stop.abandonable():
             evaluation = self.evaluate(draws=64)
             picture = self._samples({})

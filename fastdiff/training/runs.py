@@ -14,10 +14,10 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import last_checkpoint
-from ..data import Dataset
+from ..checkpoints import last_checkpoint, training_of
+from ..data import Dataset, ImageOptions, load_dataset
 from ..io import processes
-from ..io.configuration import differences, to_dict
+from ..io.configuration import differences, from_dict, to_dict
 from ..io.random_state import seeded
 from ..kernels import InvalidTypeError
 from ..models import ImageConfig, Model, check_model
@@ -190,6 +190,27 @@ def run(out: Path, state: TrainState, data: Dataset, options: RunOptions | None 
         return keeper.result(stop.number)
 
 
+def data_of(path_or_name: str | os.PathLike[str], data: str | os.PathLike[str] | None = None) -> Dataset:
+    """Load the data set that a model was trained on, read as in its training: with the same sizes, colors and classes,
+    and the same images held out.
+
+    Args:
+        path_or_name: the folder of a run, or whatever else `fastdiff.load` takes.
+        data: where the data set is now, if it has been moved. A relative path that the training recorded starts from
+            the current folder.
+
+    Raises:
+        CheckpointError: there is no such run or model.
+        RunError: its files do not say what it was trained on.
+        DataError: the data set is not there, or cannot be read.
+    """
+    training = training_of(os.fspath(path_or_name))
+    name = training.get("data") if data is None else os.fspath(data)
+    if not isinstance(name, str):
+        raise RunError(f"data must be a name or path, since {path_or_name} does not say what it was trained on")
+    return load_dataset(name, from_dict(ImageOptions, training.get("images", {}), f"{path_or_name}: images"))
+
+
 def _check_same_data(out: Path, state: TrainState, data: Dataset, allow_changes: bool) -> None:
     """Check that the data are those that the run was started on; with ``allow_changes`` record that they are not."""
     known, found = state.data, _description(data)
@@ -208,4 +229,4 @@ def _check_same_data(out: Path, state: TrainState, data: Dataset, allow_changes:
         state.data = found
 
 
-__all__ = ["RunError", "RunOptions", "RunResult", "resume", "run", "start"]
+__all__ = ["RunError", "RunOptions", "RunResult", "data_of", "resume", "run", "start"]

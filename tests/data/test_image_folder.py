@@ -1,5 +1,6 @@
 """Folders of images: pixels, labels and their order; files that are rejected by name when they are used."""
 
+import os
 import struct
 import zlib
 
@@ -150,8 +151,13 @@ def test_images_that_cannot_be_read(tmp_path, suffix, cut):
     file.write_bytes(file.read_bytes()[:cut])
     data = load_dataset(path)
     assert data.train_images[:2].shape == (2, 3, 4, 6)
-    with pytest.raises(DataError, match=rf"train/c\.{suffix} cannot be read"):
+    hint = r"--skip-damaged \(`ImageOptions\(skip_damaged=True\)`\) leaves them out"
+    with pytest.raises(DataError, match=rf"train/c\.{suffix} cannot be read.*\. fastdiff check lists .*{hint}$"):
         data.train_images[3:]
+    os.remove(tmp_path / "train/10.png")
+    os.rename(file, tmp_path / f"train/10.{suffix}")
+    with pytest.raises(DataError, match=hint):  # the header of the first image, or its pixels
+        load_dataset(path).train_images[:]
 
 
 def test_a_flipped_bit_of_a_png_is_an_error_or_changes_nothing(tmp_path):

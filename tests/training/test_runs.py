@@ -11,11 +11,12 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from images import random_image, save
 from PIL import Image
 from tiny import DATA, SMALL, small, small_restoration, small_vae
 
 from fastdiff.checkpoints import CheckpointError, last_checkpoint, load
-from fastdiff.data import DataError, Dataset, digits
+from fastdiff.data import DataError, Dataset, ImageOptions, digits, load_dataset
 from fastdiff.models import VDM, VDMConfig
 from fastdiff.training import TrainConfig, TrainingError, TrainState, keeping, runs, train
 from fastdiff.training.metrics import MetricsLog, json_line, truncate_metrics
@@ -335,3 +336,29 @@ def test_a_vae_reports_its_latents(tmp_path):
     assert [row["step"] for row in evaluations] == [1, 2]
     assert all(len(values) == 2 for row in evaluations for values in row.values() if isinstance(values, list))
     assert sum(isinstance(value, list) for value in evaluations[0].values()) == 2
+
+
+def test_the_data_of_a_run_are_read_as_they_were_trained_on(tmp_path, monkeypatch):
+    """With the size, the colors and the held-out images of the training; a damaged file is left out."""
+    monkeypatch.chdir(tmp_path)
+    files = {f"photos/{kind}/{k}.png": random_image(k, size=(7 + k, 9)) for kind in "ab" for k in range(4)}
+    save(tmp_path, files)
+    (tmp_path / "photos/a/0.png").write_text("no image")
+    options = ImageOptions(size=8, color="grey", classes=True, held_out=2, skip_damaged=True)
+    with pytest.warns(UserWarning, match="1 of 8"):
+        data = load_dataset("photos", options)
+    config = attrs.evolve(CONFIG, data="photos", images=options, max_steps=1, shift=0.0)
+    state = runs.start(tmp_path / "run", lambda: small(levels=256), config, data)
+    save_training(tmp_path / "run/step-00000001", state)
+    expected = data.train_images[:]
+    os.rename("photos", "elsewhere")
+    with pytest.raises(DataError, match="there is no file or folder 'photos'"):
+        runs.data_of("run")
+    with pytest.warns(UserWarning, match="1 of 8"):
+        found = runs.data_of("run", "elsewhere")
+    assert (found.shape, found.class_names, len(found.test_images)) == ((1, 8, 8), ("a", "b"), 2)
+    assert torch.equal(found.train_images[:], expected)
+    assert torch.equal(found.train_labels, data.train_labels)
+    small().save(tmp_path / "model")
+    with pytest.raises(runs.RunError, match="does not say what it was trained on"):
+        runs.data_of("model")

@@ -64,8 +64,10 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     for count, max_steps in ((2, 8), (1, 14), (4, 20)):
         if count == 1:
             train_run(broken, max_steps)
-        for done in launch([SCRIPT, "run", broken, max_steps], count, timeout=120) if count > 1 else ():
+        ended = launch([SCRIPT, "run", broken, max_steps], count, timeout=120) if count > 1 else []
+        for number, done in enumerate(ended):
             assert done.returncode == 0, done.stderr
+            assert ("held-out images" in done.stderr) == (number == 0)
     one, other = (load_training(folder / "step-00000020") for folder in (straight, broken))
     weights = zip(one.model.named_parameters(), other.model.parameters(), strict=True)
     for (name, a), b in weights:
