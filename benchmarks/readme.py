@@ -3,11 +3,11 @@
     python benchmarks/readme.py            rewrite the pages
     python benchmarks/readme.py --check    only say whether they are up to date (exit code 1 if not)
 
-Sources: docs/bound.jsonl (`fastdiff evaluate digits --T 1,10,100,1000,inf --draws 256 --ode 64 --json`),
-docs/fd.jsonl (the first line of `fastdiff fd digits --json`), docs/letters.json
-(`python benchmarks/studies/letter_models.py RUN ...`), docs/few-calls.json
-(`python benchmarks/studies/few_calls.py`), docs/batch-invariance.json
-(`python benchmarks/batch_invariance.py --json docs/batch-invariance.json`), docs/side-by-side-*.json, every
+Sources: the config.json of the embedded models, docs/bound.jsonl
+(`fastdiff evaluate digits --T 1,10,100,1000,inf --draws 256 --ode 64 --json`), docs/fd.jsonl (the first line of
+`fastdiff fd digits --json`), docs/letters.json (`python benchmarks/studies/letter_models.py RUN ...`),
+docs/few-calls.json (`python benchmarks/studies/few_calls.py`), docs/batch-invariance.json
+(`python benchmarks/batch_invariance.py --json docs/batch-invariance.json`), every
 benchmarks/results/*.json (`pytest benchmarks/ --benchmark-only --results PATH`), docs/static-cost.json
 (`python benchmarks/static_cost.py --json docs/static-cost.json`), docs/host-cost.json
 (`python benchmarks/host_cost.py --json docs/host-cost.json`), docs/footprint.json
@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from embedded import embedded_table
 from headlines import headline_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -291,6 +292,7 @@ def pages() -> dict[str, dict[str, str]]:
     }  # fmt: skip
     return {
         "README.md": {"headlines": headline_table(ROOT)},
+        "docs/index.md": {"embedded": embedded_table(ROOT)},
         "docs/results.md": results,
         "docs/reproducible-noise.md": {"batch-invariance": invariance_text()},
         "docs/fast-sampling.md": {"few-calls": few_calls_table()},

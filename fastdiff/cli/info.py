@@ -68,7 +68,8 @@ def rows_of(name: str) -> dict[str, str]:
         "model": model.title, "images": _images(model), "classes": _classes(model) if model.num_classes else "none",
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
     }  # fmt: skip
-    rows |= {field: str(getattr(model.config, field)) for field in FIELDS if getattr(model.config, field, None)}
+    fields = {field: getattr(model.config, field, None) for field in FIELDS}
+    rows |= {field: str(getattr(value, "name", value)) for field, value in fields.items() if value}
     training, evaluation = record.get("train"), record.get("evaluation")
     if isinstance(training, dict):
         rows["training"] = _listed(training)

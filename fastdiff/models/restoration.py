@@ -67,7 +67,10 @@ class Restoration(ConditionalDDPM):
     def prepare_cond(self, request: Request) -> Callable[[int, int], Tensor]:
         if request.cond is None:
             shape = (request.n, *self.cond_shape)
-            raise InvalidValueError(f"sample: cond must be the degraded images, of shape {shape}, got None")
+            raise InvalidValueError(
+                f"sample: cond must be the degraded images, of shape {shape}, got None; fastdiff restore reads them from "
+                "files, and fastdiff reconstruct degrades held-out images itself"
+            )
         return self.batches_of(self.config.degradation.upsample(self.check_cond(request.cond, request.n)))
 
     def reconstruction_start(

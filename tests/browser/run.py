@@ -65,7 +65,7 @@ def prepare(folder: Path, runs: Path | None) -> None:
     if runs is not None:
         shutil.copytree(runs, folder / "runs")
     else:
-        small_vae(depth=1).save(folder / "runs" / "vae", {"train": {"data": "digits"}})
+        small_vae(depth=1).save(folder / "runs" / "shallow", {"train": {"data": "digits"}})
     broken = small_vae(depth=1).save(folder / "runs" / BROKEN)
     (broken / "model.safetensors").write_bytes(b"nothing")
 

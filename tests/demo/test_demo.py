@@ -30,25 +30,25 @@ DIGITS = {"train": {"data": "digits"}}
 NAMES = ("two", "0", "all", "-x", "4 of", "5")
 MODELS = {
     "vdm": lambda: small(num_classes=6, class_names=NAMES),
-    "ddpm": small_ddpm,
-    "vae": lambda: small_vae(depth=1),
-    "hvae": small_vae,
-    "diffusevae": small_diffusevae,
-    "restoration": small_restoration,
+    "chain": small_ddpm,
+    "shallow": lambda: small_vae(depth=1),
+    "deep": small_vae,
+    "refined": small_diffusevae,
+    "restorer": small_restoration,
 }
 CHOICES = {
     "labelled": Choice("vdm", 6, calls=4, seed=3, label=4, guidance=2.5),
     "all classes": Choice("vdm", 7, "ancestral", "karras", calls=3, label=ALL),
     "two calls a step": Choice("vdm", 2, "heun", "gamma", calls=5, seed=2**63),
-    "ddpm": Choice("ddpm", 3, "ddim", calls=4),
-    "vae": Choice("vae", 5, seed=1),
-    "shifted vae": Choice("vae", 5, seed=1, shifts=((3, 1.5), (0, -0.3), (1, 0.0))),
-    "shifted hvae": Choice("hvae", 2, shifts=((2, 0.7),)),
-    "shifted diffusevae": Choice("diffusevae", 3, calls=3, seed=4, shifts=((1, -2.0),)),
+    "ddpm": Choice("chain", 3, "ddim", calls=4),
+    "vae": Choice("shallow", 5, seed=1),
+    "shifted vae": Choice("shallow", 5, seed=1, shifts=((3, 1.5), (0, -0.3), (1, 0.0))),
+    "shifted hvae": Choice("deep", 2, shifts=((2, 0.7),)),
+    "shifted diffusevae": Choice("refined", 3, calls=3, seed=4, shifts=((1, -2.0),)),
     "mixture": Choice("diffusevae-letters", 2, calls=2, seed=3, mixture="diffusevae-letters"),
     "shifted mixture": Choice("diffusevae-letters", 2, calls=2, shifts=((5, 1.0),), mixture="diffusevae-letters"),
     "the model's spacing": Choice("digits", 2, "unipc", "model", calls=5),
-    "restoration": Choice("restoration", 3, "ddim", "quadratic", calls=3, seed=5),
+    "restoration": Choice("restorer", 3, "ddim", "quadratic", calls=3, seed=5),
 }
 
 
@@ -94,7 +94,7 @@ def test_the_copied_calls_draw_the_same_images(saved, name):
 
 def test_mixtures_and_spacings_that_are_offered(saved):
     assert saved("diffusevae-letters").mixtures == ["diffusevae-letters"]
-    assert saved("vae").mixtures == saved("vdm").mixtures == []
+    assert saved("shallow").mixtures == saved("vdm").mixtures == []
     assert "model" in saved("digits").spacings
     assert "model" not in saved("vdm").spacings
 
@@ -136,7 +136,7 @@ def test_frames_are_spread_over_the_calls():
 
 
 def test_what_can_be_chosen_of_a_model(saved):
-    vdm, vae, restoration = saved("vdm"), saved("vae"), saved("restoration")
+    vdm, vae, restoration = saved("vdm"), saved("shallow"), saved("restorer")
     assert (vdm.classes, vdm.has_latent, vdm.axes, vdm.needs_cond) == (NAMES, False, [], False)
     assert (vae.classes, vae.samplers, vae.has_latent, vae.needs_cond) == ((), [], True, False)
     assert (restoration.has_latent, restoration.needs_cond) == (False, True)
@@ -217,8 +217,8 @@ def decoded(markup: str) -> list[np.ndarray]:
 
 def test_the_pictures_in_the_page_are_the_pixels(saved):
     """Not enlarged: the browser does it, at a whole factor."""
-    subject = saved("restoration")
-    drawn = draw(subject, Choice("restoration", 4, calls=3))
+    subject = saved("restorer")
+    drawn = draw(subject, Choice("restorer", 4, calls=3))
     text = sheet(drawn, 2)
     assert np.array_equal(np.stack(decoded(text)), drawn.images[:, 0].numpy())
     assert re.findall(r'data-index="(\d)"( class="chosen")?', text) == [
@@ -233,7 +233,7 @@ def test_the_pictures_in_the_page_are_the_pixels(saved):
 
 
 def test_a_vae_has_no_strip(saved):
-    assert strip(draw(saved("vae"), Choice("vae", 2)), 0) == ""
+    assert strip(draw(saved("shallow"), Choice("shallow", 2)), 0) == ""
 
 
 # ------------------------------------------------------------------------------------------------ the command
