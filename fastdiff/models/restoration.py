@@ -68,8 +68,8 @@ class Restoration(ConditionalDDPM):
         if request.cond is None:
             shape = (request.n, *self.cond_shape)
             raise InvalidValueError(
-                f"sample: cond must be the degraded images, of shape {shape}, got None; fastdiff restore reads them from "
-                "files, and fastdiff reconstruct degrades held-out images itself"
+                f"sample: cond must be the degraded images, of shape {shape}, got None; fastdiff restore reads them "
+                "from files, and fastdiff reconstruct degrades held-out images itself"
             )
         return self.batches_of(self.config.degradation.upsample(self.check_cond(request.cond, request.n)))
 
