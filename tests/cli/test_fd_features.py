@@ -104,7 +104,7 @@ def test_a_model_of_other_data_with_features_that_are_chosen(run):
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:
-    """Features of one's own, as the file own.py has them."""
+    """Features of one's own, as the file strided.py has them."""
     return images.flatten(1)[:, ::40].double() / 255
 
 
@@ -116,14 +116,14 @@ def test_data_of_a_run_are_read_as_in_its_training(run, tmp_path):
         shape = (9 + number % 3, 10) if number % 5 == 0 else (9, 9 + number % 2, 3)
         Image.fromarray(random.integers(256, size=shape, dtype=np.uint8)).save(f"photos/{number}.png")
     Path("photos/broken.png").write_bytes(Path("photos/1.png").read_bytes()[:90])
-    (tmp_path / "own.py").write_text("def pixels(images):\n    return images.flatten(1)[:, ::40].double() / 255\n")
+    (tmp_path / "strided.py").write_text("def pixels(images):\n    return images.flatten(1)[:, ::40].double() / 255\n")
     images = {"size": 8, "color": "rgb", "skip_damaged": True, "held_out": 20}
     small(shape=(3, 8, 8), levels=256).save("model", {"train": {"data": "photos", "images": images}})
     command = [
         "fd",
         "model",
         "--features",
-        "own:pixels",
+        "strided:pixels",
         "--steps",
         "1",
         "--n",
