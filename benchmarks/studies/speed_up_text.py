@@ -165,6 +165,6 @@ def interpolations(found: dict[str, Results]) -> str:
     Interpolations of DiffuseVAE 2, first seed, by DDIM in 50 steps (`fastdiff interpolate`): along a line between two
     z, along a line between the mean z of two classes, and along an arc between two x_T, with everything else fixed."""
     if "digits" in found:
-        text += " z determines the digit."
+        text += " z determines which digit or letter it is."
     figures = [f"![Interpolations in z and in x_T]({DATA_SETS[name].file('speed-up')}-strips.png)" for name in found]
     return "\n\n".join(["## Two latents", paragraph(text), *figures])
