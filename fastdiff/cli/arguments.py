@@ -101,15 +101,13 @@ def load_data(model: str, data: str | None, shape: tuple[int, ...] | None = None
         InvalidValueError: the data set of the training is not known, and none is embedded of such images.
     """
     from ..checkpoints import training_of
-    from ..data import ImageOptions, load_dataset
-    from ..io.configuration import from_dict
+    from ..training.runs import data_of
 
-    training = training_of(model)
-    options = from_dict(ImageOptions, training.get("images", {}), f"{model}: images")
-    name = data if data is not None else training.get("data", embedded_of(shape))
-    if name is None:
-        raise InvalidValueError(f"--data must be set, since {model} does not record what data it was trained on")
-    return load_dataset(str(name), options)
+    if data is None and "data" not in training_of(model):
+        data = embedded_of(shape)
+        if data is None:
+            raise InvalidValueError(f"--data must be set, since {model} does not record what data it was trained on")
+    return data_of(model, data)
 
 
 def embedded_of(shape: tuple[int, ...] | None) -> str | None:

@@ -16,7 +16,7 @@ from .dataset import Dataset, digest, options_identity
 from .decoding import SKIP_HINT, form_of
 from .errors import DataError
 from .folder_source import FolderSource, hinting
-from .inspection import inspect_files
+from .inspection import readable
 from .listing import BAR_DELAY, Listing, list_images
 from .options import ImageOptions
 from .paths import PathList
@@ -196,14 +196,10 @@ def _without_damaged(path: str | Path, folder: Folder) -> tuple[Part, Part]:
     files = len(folder.train.paths) + len(folder.test.paths)
     with tqdm(total=files, desc=f"checking {Path(path).name}", unit="img", delay=BAR_DELAY) as bar:
         for part in (folder.train, folder.test):
-            reports = list(inspect_files(part.root, part.paths, bar=bar))
-            problems = [report.problem for report in reports if report.problem is not None]
+            usable, problems = readable(part.root, part.paths, bar)
             first = first or next(iter(problems), "")
             damaged += len(problems)
-            usable = [report.position for report in reports if report.problem is None]
-            if not usable:
-                raise DataError(f"{part.root} must have an image that can be read, got none; the first error: {first}")
-            parts.append(part.select(np.array(usable, np.int64)))
+            parts.append(part.select(usable))
     if damaged:
         warnings.warn(
             f"{path}: {damaged} of {files + len(folder.irregular)} image files are left out, since {first}",

@@ -13,7 +13,7 @@ from .decoding import SKIP_HINT, form_of
 from .errors import DataError
 from .folder_source import FolderSource, hinting
 from .in_memory import TensorSource, array_form
-from .inspection import inspect_files
+from .inspection import readable
 from .listing import BAR_DELAY, Listing, list_images
 from .loading import check_exists, is_image_folder, load_dataset
 from .options import ImageOptions
@@ -85,17 +85,13 @@ def _folder(path: str, options: ImageOptions) -> ImageSet:
 def _readable(root: str, listing: Listing) -> PathList:
     """Decode every file, and return those that can be read, with a warning that counts the others."""
     with tqdm(total=len(listing), desc=f"checking {Path(root).name}", unit="img", delay=BAR_DELAY) as bar:
-        reports = list(inspect_files(root, listing.paths, bar=bar))
-    problems = [" ".join(each) for each in listing.irregular]
-    problems += [report.problem for report in reports if report.problem is not None]
-    usable = [report.position for report in reports if report.problem is None]
-    if not usable:
-        raise DataError(f"{root} must have an image that can be read, got none; the first error: {problems[0]}")
+        usable, damaged = readable(root, listing.paths, bar)
+    problems = [*(" ".join(each) for each in listing.irregular), *damaged]
     if problems:
         files = len(listing) + len(listing.irregular)
         text = f"{root}: {len(problems)} of {files} image files are left out, since {problems[0]}"
         warnings.warn(text, stacklevel=4)
-    return listing.paths.select(np.array(usable, np.int64))
+    return listing.paths.select(usable)
 
 
 def paired(one: ImageSet, other: ImageSet) -> tuple[ImageSet, ImageSet]:

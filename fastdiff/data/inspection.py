@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch.utils.data
 from tqdm import tqdm
 
@@ -33,6 +34,19 @@ class Report(NamedTuple):
     problem: str | None
     alpha: bool = False
     transparent: bool = False
+
+
+def readable(root: str, paths: PathList, bar: tqdm | None = None) -> tuple[np.ndarray, list[str]]:
+    """Decode every file, and return the positions of those that can be read, int64, and what is wrong with the others.
+
+    Raises:
+        DataError: none can be read, or a process ended while it read a file.
+    """
+    reports = list(inspect_files(root, paths, bar=bar))
+    problems = [report.problem for report in reports if report.problem is not None]
+    if len(problems) == len(reports):
+        raise DataError(f"{root} must have an image that can be read, got none; the first error: {problems[0]}")
+    return np.array([report.position for report in reports if report.problem is None], np.int64), problems
 
 
 class _Blocks(torch.utils.data.Dataset[list[Report]]):

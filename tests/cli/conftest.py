@@ -16,3 +16,10 @@ def run(tmp_path, monkeypatch, capsys):
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def few_samples(monkeypatch) -> None:
+    """Few images, and steps, for the samples at the end of a run."""
+    monkeypatch.setattr("fastdiff.models.diffusion_sampling.DEFAULT_STEPS", 2)
+    monkeypatch.setattr("fastdiff.training.keeping.NUM_SAMPLES", 2)

@@ -20,14 +20,8 @@ from fastdiff.models import HVAE, VDM
 from fastdiff.presets import PRESETS, Preset
 from fastdiff.training import TrainConfig, TrainingError, runs
 
+pytestmark = pytest.mark.usefixtures("few_samples")
 SMALL = ["--width", "4", "--blocks", "1", "--batch-size", "4", "--workers", "0", "--evaluations", "0", "--no-progress"]
-
-
-@pytest.fixture(autouse=True)
-def few_samples(monkeypatch) -> None:
-    """Few images, and steps, for the samples at the end of a run."""
-    monkeypatch.setattr("fastdiff.models.diffusion_sampling.DEFAULT_STEPS", 2)
-    monkeypatch.setattr("fastdiff.training.keeping.NUM_SAMPLES", 2)
 
 
 @pytest.fixture(scope="module")

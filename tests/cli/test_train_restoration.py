@@ -13,16 +13,10 @@ import fastdiff
 from fastdiff.data import load_dataset
 from fastdiff.models import AddNoise, Downsample, Restoration
 
+pytestmark = pytest.mark.usefixtures("few_samples")
 SMALL = ["--width", "4", "--blocks", "1", "--batch-size", "4", "--workers", "0", "--evaluations", "0", "--no-progress"]
 TWO_STEPS = [*SMALL, "--max-steps", "2", "--model", "restoration"]
 FEW = ["--steps", "2", "--no-caption"]
-
-
-@pytest.fixture(autouse=True)
-def few_samples(monkeypatch) -> None:
-    """Few images, and steps, for the samples at the end of a run."""
-    monkeypatch.setattr("fastdiff.models.diffusion_sampling.DEFAULT_STEPS", 2)
-    monkeypatch.setattr("fastdiff.training.keeping.NUM_SAMPLES", 2)
 
 
 @pytest.fixture(scope="module")
