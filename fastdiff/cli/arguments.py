@@ -20,10 +20,19 @@ def check_picture(path: Path) -> None:
     """
     from PIL import Image
 
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InvalidValueError(f"--out must be in a folder that exists and can be written, got {path}")
+    check_parent(path)
     if path.suffix.lower() not in Image.registered_extensions():
         raise InvalidValueError(f"--out must end in .png or another extension of a picture, got {path}")
+
+
+def check_parent(path: Path) -> None:
+    """Check that a file or folder can be made at a path.
+
+    Raises:
+        InvalidValueError: it lies in a folder that does not exist or cannot be written.
+    """
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InvalidValueError(f"--out must be in a folder that exists and can be written, got {path}")
 
 
 def sampler_of(name: str, **options: Any) -> "Sampler":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastdiff_kernels.errors import InvalidValueError
 
+from .arguments import check_parent
 from .choices import SAMPLERS, choice
 from .common_flags import is_watched
 from .editing_flags import EditingFlags
@@ -48,10 +49,9 @@ class Invert(EditingFlags):
 
     def _forward(self) -> int:
         out = Path("latents.safetensors" if self.out is None else self.out)
-        if out.suffix not in ENDINGS or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-            raise InvalidValueError(
-                f"--out must end in .safetensors or .npz, in a folder that can be written, got {out}"
-            )
+        if out.suffix not in ENDINGS:
+            raise InvalidValueError(f"--out must end in .safetensors or .npz, got {out}")
+        check_parent(out)
         self.check_free(out)
         self.check_n()
 

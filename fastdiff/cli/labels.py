@@ -1,4 +1,4 @@
-"""The flag ``--label``: a class by its name or its number."""
+"""The flag ``--label``: classes by their names or their numbers."""
 
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,18 @@ if TYPE_CHECKING:
     from ..models import ImageConfig
 
 ALL = "all"
+
+
+def parse_labels(text: str | None, config: "ImageConfig") -> int | str | list[int] | None:
+    """Return the number of one class, the numbers of classes that commas separate, or ``"all"``.
+
+    A class whose name has a comma is one class. Raises as `parse_label`.
+    """
+    if text == ALL:
+        return ALL
+    if text is None or "," not in text or text in config.names or text.startswith("name:"):
+        return parse_label(text, config)
+    return [number for part in text.split(",") if (number := parse_label(part.strip(), config)) is not None]
 
 
 def parse_label(text: str | None, config: "ImageConfig") -> int | None:

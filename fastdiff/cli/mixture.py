@@ -1,7 +1,6 @@
 """The command ``mixture``."""
 
 import math
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import tyro
 from fastdiff_kernels.errors import InvalidValueError
 
-from .arguments import load_data, parse_counts
+from .arguments import check_parent, load_data, parse_counts
 from .choices import COUNTS
 from .common_flags import Computing, Writing, is_watched
 
@@ -52,8 +51,7 @@ class Mixture(Writing, Computing):
         if self.out.exists() and not is_mixture(self.out):
             raise InvalidValueError(f"--out must be a new folder or that of a mixture, got {self.out}")
         self.check_free(self.out)
-        if not os.access(self.out.parent, os.W_OK):
-            raise InvalidValueError(f"--out must be in a folder that can be written, got {self.out}")
+        check_parent(self.out)
         autoencoder = load(self.model).to(self.chosen_device()).autoencoder
         data = load_data(self.model, self.data, autoencoder.shape)
         check_fit(autoencoder, data)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastdiff_kernels.errors import InvalidValueError
 
-from .arguments import check_picture
+from .arguments import check_parent, check_picture
 
 PIECE = 1000
 ALLOWED = "--out must be a picture (samples.png), an .npz file (samples.npz) or a folder (samples/)"
@@ -46,8 +46,8 @@ def output_of(out: str | None, format: str | None, piece: int | None, shard: str
         raise InvalidValueError(f"{flags[0]} is for a folder, such as --out samples/, got --out {out}")
     if suffix != ".npz":
         check_picture(path)
-    elif not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InvalidValueError(f"--out must be in a folder that exists and can be written, got {path}")
+    else:
+        check_parent(path)
     return Output("npz" if suffix == ".npz" else "picture", path)
 
 

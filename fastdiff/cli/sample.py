@@ -11,7 +11,7 @@ from fastdiff_kernels.errors import InvalidValueError
 from .arguments import sampler_of
 from .choices import PAIR, SAMPLERS, SPACINGS, VARIANCES, choice, hint
 from .common_flags import Computing, Drawing, drawn_by, is_watched
-from .labels import ALL, parse_label
+from .labels import ALL, parse_labels
 from .outputs import Output, output_of, wrote
 
 MOST_COLUMNS = 32  # classes that have a column each in the picture of all classes
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..diffusion import Sampler
     from ..models import Guidance, Latents, Model
     from ..sampling import Engine
+
+    Label = int | str | list[int] | None
 
 
 @dataclass
@@ -72,8 +74,9 @@ class Sample(Drawing, Computing):
     """Mixture that the latent z of a VAE or a DiffuseVAE is drawn from: the folder of `fastdiff mixture`, or the
     name of an embedded model that has one (diffusevae-letters)."""
     label: str | None = None
-    """Class of all images, for a class-conditional model: its name or its number (name:2 and number:2 where a text is
-    the name of one class and the number of another); all: the classes in turn, in a picture a column for each."""
+    """Class of the images, for a class-conditional model: its name or its number (name:2 and number:2 where a text is
+    the name of one class and the number of another). Several, separated by commas, and all: the classes in turn, in a
+    picture a column for each."""
     guidance: float | None = None
     """Weight of classifier-free guidance, with --label."""
     guidance_interval: Annotated[tuple[float, float] | None, PAIR] = None
@@ -118,13 +121,13 @@ class Sample(Drawing, Computing):
             self.set_threads()
             graph = {"auto": None, "on": True, "off": False}[self.graph]
             engine = Engine(self.model, self.compile, graph, invariant, device)
-            label = ALL if self.label == ALL else parse_label(self.label, engine.model.config)
+            label = parse_labels(self.label, engine.model.config)
             write = self._write_folder if output.kind == "folder" else self._write_file
             write(engine, output, sampler, latents, label)
         return 0
 
     def _write_file(
-        self, engine: "Engine", output: Output, sampler: "Sampler", latents: "Latents | None", label: int | str | None
+        self, engine: "Engine", output: Output, sampler: "Sampler", latents: "Latents | None", label: "Label"
     ) -> None:
         """Draw all images, and write the picture or the .npz file."""
         from ..io.files import write_atomically
@@ -134,17 +137,16 @@ class Sample(Drawing, Computing):
         from ..sampling import sample_images
         from ..sampling.bulk import class_labels
 
-        labels = class_labels(engine.model, label, self.n) if label == ALL else label
+        labels = class_labels(engine.model, label, self.n)
         images = sample_images(
             engine, self.n, self.steps, sampler, self.seed, labels, self._guidance(), None, latents,
             self.batch_size, "uint8", None, progress=is_watched(), callback=None, sharded=True,
         )  # fmt: skip
         assert not isinstance(images, list)
         if output.kind == "npz":
-            classes = class_labels(engine.model, label, self.n)
-            path = on_first(lambda: write_atomically(self.free_path(output.path), npz_bytes(images, classes)))
+            path = on_first(lambda: write_atomically(self.free_path(output.path), npz_bytes(images, labels)))
         else:
-            names = engine.model.config.names if label == ALL else ()
+            names = _columns(engine.model, label)
             names = names if len(names) <= min(self.n, MOST_COLUMNS) else ()
             sheet = image_grid(images, len(names) or None)
             path = on_first(lambda: self.write(sheet, output.path, self._parts(engine.model), names))
@@ -152,7 +154,7 @@ class Sample(Drawing, Computing):
             print(wrote(path, self.n))
 
     def _write_folder(
-        self, engine: "Engine", output: Output, sampler: "Sampler", latents: "Latents | None", label: int | str | None
+        self, engine: "Engine", output: Output, sampler: "Sampler", latents: "Latents | None", label: "Label"
     ) -> None:
         """Draw the pieces of a folder that are missing."""
         from ..io.processes import is_first
@@ -170,7 +172,8 @@ class Sample(Drawing, Computing):
 
     def _parts(self, model: "Model") -> list[str]:
         """Return the parts of the caption."""
-        label = "" if self.label is None else "all classes" if self.label == ALL else f"class {self.label}"
+        several = "classes" if "," in (self.label or "") else "class"
+        label = "" if self.label is None else "all classes" if self.label == ALL else f"{several} {self.label}"
         guidance = "" if self.guidance is None else f"guidance {self.guidance:g}"
         mixture = "" if self.mixture is None else f"z from the mixture {Path(self.mixture).name}"
         return [*drawn_by(self.model, model, self.sampler, self.steps, self.seed), label, guidance, mixture]
@@ -189,3 +192,9 @@ class Sample(Drawing, Computing):
         from ..models import Guidance
 
         return Guidance(self.guidance, self.guidance_interval)
+
+
+def _columns(model: "Model", label: "Label") -> tuple[str, ...]:
+    """Return the names above the columns of a picture of several classes; () without."""
+    names = model.config.names
+    return names if label == ALL else tuple(names[k] for k in label) if isinstance(label, list) else ()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoints import RUNS, embedded_names, last_checkpoint, load, training_of
 from ..cli.arguments import embedded_of
-from ..data import Dataset, ImageOptions, load_dataset
+from ..data import Dataset, ImageOptions
 from ..diffusion import SAMPLERS, SPACINGS
 from ..io import folders
 from ..io.configuration import from_dict
@@ -20,6 +20,7 @@ from ..io.processes import check_device
 from ..kernels import FastdiffError, InvalidValueError, Noise
 from ..models import Model, evaluating
 from ..sampling.mixtures import embedded_mixtures, load_mixture
+from ..training.runs import data_of
 
 FINAL = "model"  # in the folder of a run that has ended
 ENCODED = 512  # training images that the latent's coordinates are ordered by
@@ -126,7 +127,7 @@ class Subject:
         """
         if self.data_name is None:
             raise InvalidValueError(f"model must record its data set to be tried on images, got {self.name!r}")
-        return load_dataset(self.data_name, self.image_options)
+        return data_of(self.name, self.data_name)
 
     def _needs_cond(self) -> bool:
         blank = torch.zeros(1, *self.model.shape, dtype=torch.uint8, device=self.device)

@@ -2,9 +2,10 @@
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
@@ -51,7 +52,7 @@ def sample_to_folder(
     steps: int | None = None,
     sampler: str | Sampler | Callable[[Tensor], Plan] = "ancestral",
     seed: int = 0,
-    labels: int | str | None = None,
+    labels: int | str | Sequence[int | str] | None = None,
     guidance: float | Guidance | None = None,
     latents: Latents | None = None,
     batch_size: int = 64,
@@ -79,8 +80,8 @@ def sample_to_folder(
         model, n, steps, sampler, seed, guidance, latents, batch_size, device, progress:
             those of `fastdiff.sample`, n >= 1.
         path: the folder: new, empty, or one with samples of the same request.
-        labels: None, the number or the name of one class, or ``"all"``: image i has the class i modulo the number of
-            classes.
+        labels: None, the number or the name of one class, a list of K classes, or ``"all"``: of several classes image i
+            has the one at i modulo their number.
         piece: images of a piece, >= 1, rounded up to whole batches.
         format: ``"png"``, a file of each image, named by its index; or ``"npz"``, a file of each piece with the arrays
             ``arr_0`` uint8 [N, H, W, C] and, where there are labels, ``arr_1`` int64 [N].
@@ -94,15 +95,15 @@ def sample_to_folder(
     _check(path, seed, {"n": (n, 1), "first": (first, 0), "piece": (piece, 1), "batch_size": (batch_size, 1)})
     engine = (model if isinstance(model, Engine) else Engine(model)).to(device)
     check_channels("a folder of samples", engine.model.shape[0])
-    labels = _number(engine.model, labels)
+    classes = _numbers(engine.model, labels)
     request = Request(
-        first + n, seed, steps, as_sampler(sampler), class_labels(engine.model, labels, first + n), guidance,
+        first + n, seed, steps, as_sampler(sampler), class_labels(engine.model, classes, first + n), guidance,
         latents=latents, execution=engine.execution,
     )  # fmt: skip
     batches = prepare_batches(engine.model, request, batch_size)
     batch_size = engine.execution.micro_batch or batch_size
     where = {"first": first, "n": n, "piece": -(-piece // batch_size) * batch_size, "format": format}
-    folder = SampleFolder(path, where | describe(engine.model, batches, labels, batch_size), shard)
+    folder = SampleFolder(path, where | describe(engine.model, batches, classes, batch_size), shard)
     return _draw_pieces(engine.model, batches, folder, progress)
 
 
@@ -140,8 +141,8 @@ def _draw_pieces(model: Model, batches: Batches, folder: SampleFolder, progress:
     return Samples(folder.path, images, drawn, share(on_first(folder.missing)) or 0)
 
 
-def class_labels(model: Model, labels: int | str | None, n: int) -> Tensor | None:
-    """Return the labels int64 [n] of images of one class, or of all classes in turn; None for None.
+def class_labels(model: Model, labels: int | str | Sequence[int] | None, n: int) -> Tensor | None:
+    """Return the labels int64 [n] of images of one class, of a list of classes in turn, or of all; None for None.
 
     Raises:
         InvalidValueError: anything else, or all classes of a model that has none.
@@ -150,15 +151,18 @@ def class_labels(model: Model, labels: int | str | None, n: int) -> Tensor | Non
         return None
     if labels == ALL and model.num_classes:
         return torch.arange(n) % model.num_classes
-    if type(labels) is not int or not 0 <= labels < model.num_classes:
-        classes = f"one class in 0 .. {model.num_classes - 1} or {ALL!r}" if model.num_classes else "no classes"
-        wanted = f"None or {classes}" if model.num_classes else f"None for a {model.kind} model with {classes}"
+    classes = list(labels) if isinstance(labels, (list, tuple)) else [labels]
+    if not classes or not all(type(label) is int and 0 <= label < model.num_classes for label in classes):
+        allowed = f"classes in 0 .. {model.num_classes - 1} or {ALL!r}" if model.num_classes else "no classes"
+        wanted = f"None or {allowed}" if model.num_classes else f"None for a {model.kind} model with {allowed}"
         raise InvalidValueError(f"labels must be {wanted}, got {labels!r}")
-    return torch.full((n,), labels)
+    return torch.tensor(classes)[torch.arange(n) % len(classes)]
 
 
-def _number(model: Model, labels: int | str | None) -> int | str | None:
-    """Return the number of a class in place of its name."""
+def _numbers(model: Model, labels: int | str | Sequence[int | str] | None) -> Any:
+    """Return the numbers of classes in place of their names, in a list where there are several; the rest as it is."""
+    if isinstance(labels, (list, tuple)):
+        return [_numbers(model, label) if label != ALL else label for label in labels]
     if isinstance(labels, str) and labels != ALL and model.num_classes:
         return model.config.class_number(labels)
     return labels
@@ -167,7 +171,7 @@ def _number(model: Model, labels: int | str | None) -> int | str | None:
 # ------------------------------------------------------------------------------------------------ the request as JSON
 
 
-def describe(model: Model, batches: Batches, labels: int | str | None, batch_size: int) -> Json:
+def describe(model: Model, batches: Batches, labels: object, batch_size: int) -> Json:
     """Return what the images of a request are a function of, in plain JSON types."""
     request, device = batches.request, model.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

@@ -9,12 +9,13 @@ from PIL import Image
 from tiny import small
 
 import fastdiff
-from fastdiff.cli.labels import parse_label
+from fastdiff.cli.labels import parse_label, parse_labels
 from fastdiff.kernels import InvalidValueError
 
 LETTERS = small(num_classes=3, class_names=("A", "B", "Q")).config
 PLAIN = small(num_classes=12).config
 SORTED = small(num_classes=12, class_names=tuple(sorted(map(str, range(12))))).config  # 0, 1, 10, 11, 2, ...
+COMMAS = small(num_classes=4, class_names=("A", "B", "A,B", "all")).config
 ODD = small(num_classes=3, class_names=("all", "name:x", "x")).config
 
 
@@ -45,6 +46,47 @@ def test_a_class_by_its_name_or_its_number(config, text, number):
 def test_what_names_no_class_or_two(config, text, words):
     with pytest.raises(InvalidValueError, match=words):
         parse_label(text, config)
+
+
+@pytest.mark.parametrize(
+    ("config", "text", "labels"),
+    [
+        (LETTERS, "Q", 2), (LETTERS, None, None), (LETTERS, "all", "all"), (LETTERS, "Q,A", [2, 0]),
+        (LETTERS, "B, 2 ,number:2,B", [1, 2, 2, 1]), (COMMAS, "A,B", 2), (COMMAS, "name:A,B", 2),
+        (COMMAS, "B,A", [1, 0]), (COMMAS, "A,name:all", [0, 3]),
+    ],
+)  # fmt: skip
+def test_several_classes(config, text, labels):
+    assert parse_labels(text, config) == labels
+
+
+@pytest.mark.parametrize(
+    ("text", "got"), [("A,", "''"), (",", "''"), ("A,q", "'q'"), ("A,all", "'all'"), ("A;B", "A;B")]
+)
+def test_several_classes_of_which_one_is_none(text, got):
+    with pytest.raises(InvalidValueError, match=f"got {got}|got '{got}'"):
+        parse_labels(text, LETTERS)
+
+
+def test_samples_of_several_classes(run):
+    """The classes in turn; the second call of the folder finds its images, and another list is another request."""
+    model = small(num_classes=3, class_names=("A", "B", "Q"))
+    model.save("model")
+    common = ["sample", "model", "-n", "5", "--steps", "2"]
+    for label in ("Q,A", "2,number:0"):
+        for out in ("x.npz", "x/"):
+            replaces = ["--overwrite"] if out == "x.npz" else []
+            code, _, err = run(*common, "--label", label, "--out", out, *replaces)
+            assert code == 0, err
+    expected = fastdiff.sample(model, 5, 2, labels=["Q", "A", "Q", "A", "Q"])
+    with np.load("x.npz") as found:
+        assert found["arr_1"].tolist() == [2, 0, 2, 0, 2]
+        assert np.array_equal(found["arr_0"][..., 0], expected[:, 0])
+    with Image.open("x/000003.png") as picture:
+        assert np.array_equal(np.asarray(picture), expected[3, 0])
+    code, _, err = run(*common, "--label", "Q,B", "--out", "x/")
+    assert code == 2
+    assert "labels is [2, 0], expected [2, 1]" in err
 
 
 @pytest.mark.parametrize("command", ["picture", "arrays", "folder"])
@@ -112,8 +154,10 @@ def test_a_folder_of_classes_gives_the_model_its_names(run, monkeypatch, tmp_pat
     assert fastdiff.load("plain").config.class_names == ()
 
 
-@pytest.mark.parametrize(("label", "n", "columns"), [("all", 7, 3), ("all", 3, 3), ("all", 2, 1), ("Q", 9, 3)])
-def test_a_picture_of_all_classes_has_a_column_for_each(run, label, n, columns):
+@pytest.mark.parametrize(
+    ("label", "n", "columns"), [("all", 7, 3), ("all", 3, 3), ("all", 2, 1), ("Q", 9, 3), ("Q,A", 5, 2)]
+)
+def test_a_picture_of_several_classes_has_a_column_for_each(run, label, n, columns):
     """With fewer images than classes, and with one class, there are as many columns as rows."""
     small(num_classes=3, class_names=("A", "B", "Q")).save("model")
     code, _, err = run(

@@ -73,6 +73,10 @@ def test_arrays_with_labels(tmp_path):
     sample_to_folder(model, tmp_path / "one", 3, labels=2, format="npz", **ASKED)
     images, labels = arrays(tmp_path / "one")
     assert torch.equal(images, fastdiff.sample(model, 3, labels=2, **ASKED))
+    sample_to_folder(model, tmp_path / "two", 3, first=4, labels=(2, 0, 1), format="npz", **ASKED)
+    images, labels = arrays(tmp_path / "two")
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2]  # of the images 4, 5, 6
 
 
 def test_a_later_range_and_batch_invariance(tmp_path, seven):
@@ -233,7 +237,10 @@ def test_folders_that_hold_something_else(tmp_path):
         ({"shard": (0, 2)}, "shard must be"), ({"shard": (3, 2)}, "shard must be"), ({"shard": 2}, "shard must be"),
         ({"labels": "all"}, "labels must be None for a vdm model"), ({"labels": 0}, "labels must be None"),
         ({"sampler": "rk4"}, "rk4"), ({"seed": -1}, "seed"), ({"model": small_restoration(), "steps": 2}, "cond"),
-        ({"model": small(num_classes=3), "labels": 3}, "0 .. 2"), ({"model": small(shape=(2, 8, 8))}, "1 or 3"),
+        ({"model": small(num_classes=3), "labels": 3}, "0 .. 2"),
+        ({"model": small(num_classes=3), "labels": []}, "0 .. 2"),
+        ({"model": small(num_classes=3), "labels": [0, "all"]}, "0 .. 2"), ({"labels": [0]}, "labels must be None"),
+        ({"model": small(shape=(2, 8, 8))}, "1 or 3"),
     ],
 )  # fmt: skip
 def test_bad_arguments(tmp_path, options, words):
