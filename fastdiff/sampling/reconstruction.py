@@ -1,13 +1,13 @@
 """Reconstruction of images by a model: a VAE's, a DiffuseVAE's refined one, super-resolution and denoising."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..diffusion import Sampler, as_sampler
 from ..kernels import InvalidTypeError, InvalidValueError
-from ..models import Degradation, Model, Request, check_model
+from ..models import Degradation, Guidance, Model, Request, check_model
 from .images import check_count, draw_images
 
 
@@ -33,6 +33,8 @@ def reconstruct(
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = False,
+    labels: object = None,
+    guidance: float | Guidance | None = None,
 ) -> Reconstruction:
     """Degrade images if asked to, and reconstruct them with a model.
 
@@ -48,6 +50,7 @@ def reconstruct(
         seed: of the degradation and of the samples.
         batch_size: images per call of the networks, >= 1.
         progress: show a progress bar on stderr.
+        labels, guidance: of a model with classes, see `fastdiff.sample`.
 
     Raises:
         InvalidTypeError, InvalidValueError: another model, images or a degradation that do not fit, options that the
@@ -60,8 +63,8 @@ def reconstruct(
     if degradation is not None and not isinstance(degradation, Degradation):
         raise InvalidTypeError(f"reconstruct: degradation must be a Degradation or None, got {degradation!r}")
     check_count("reconstruct", "batch_size", batch_size, 1)
-    request = Request(len(images), seed, steps, as_sampler(sampler))
+    request = Request(len(images), seed, steps, as_sampler(sampler), labels, guidance)
     model.check_options(request)  # before the work
     start = model.reconstruction_start(images, degradation, seed, batch_size)
-    request = Request(len(images), seed, steps, as_sampler(sampler), cond=start.cond, latents=start.latents)
+    request = replace(request, cond=start.cond, latents=start.latents)
     return Reconstruction(start.shown, draw_images(model, request, batch_size, progress))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..diffusion import Plan, Sampler, as_sampler
 from ..kernels import InvalidTypeError, InvalidValueError
-from ..models import Model, Request
+from ..models import Guidance, Model, Request
 from .engine import Engine
 from .images import check_count, draw_images
 from .reconstruction import Reconstruction
@@ -24,6 +24,8 @@ def restore(
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = False,
+    labels: object = None,
+    guidance: float | Guidance | None = None,
 ) -> Reconstruction:
     """Restore degraded images with a model; `reconstruct` degrades images of its own instead.
 
@@ -40,6 +42,7 @@ def restore(
         seed: of the samples; image i is a function of (images[i], seed, i).
         batch_size: images per call of the networks, >= 1.
         progress: show a progress bar on stderr.
+        labels, guidance: of a model with classes, see `fastdiff.sample`.
 
     Returns:
         The images that the model started from, at full size, and the restored ones.
@@ -54,7 +57,7 @@ def restore(
         raise InvalidTypeError(f"restore: images must be a tensor [N, C, H, W], got a {type(images).__name__}")
     if not len(images.shape) or not len(images):
         raise InvalidValueError(f"restore: images must hold at least one image, got shape {tuple(images.shape)}")
-    request = Request(len(images), seed, steps, as_sampler(sampler), execution=engine.execution)
+    request = Request(len(images), seed, steps, as_sampler(sampler), labels, guidance, execution=engine.execution)
     engine.model.check_options(request)  # before the work
     start = engine.model.restoration_start(images, batch_size)
     request = replace(request, cond=start.cond, latents=start.latents)

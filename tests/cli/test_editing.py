@@ -111,6 +111,15 @@ def test_restore(here):
     assert torch.equal(read("restored/b.png"), to_uint8(restore("one", X).images, 17)[1, 0])
 
 
+def test_restore_of_a_class(here):
+    small_restoration(num_classes=2, class_names=("a", "b")).save("classes")
+    out = ["--steps", "2", "--out", "x.npz"]
+    code, _, err = here("restore", "classes", "small-a.png", *out, "--label", "b", "--guidance", "2")
+    assert code == 0, err
+    expected = restore("classes", X[:1, :, :4, :4].contiguous(), 2, labels="b", guidance=2.0).images
+    assert np.array_equal(np.load("x.npz")["arr_0"], to_uint8(expected, 17).permute(0, 2, 3, 1))
+
+
 def tiles_of(path) -> torch.Tensor:
     """The images of a picture with one column, at their own size."""
     sheet = read(path)

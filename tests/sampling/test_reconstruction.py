@@ -86,7 +86,8 @@ def test_a_restoration_model_has_its_own_degradation(degradation):
         ("batch_size must", small_vae(), {"batch_size": 0}), ("batch_size must", small_vae(), {"batch_size": "x"}),
         ("sampler must", small_diffusevae(), {"sampler": "runge"}), ("no steps", small_vae(), {"steps": 3}),
         ("x must", small_vae(), {"images": X.float()}), ("x must", small_vae(), {"images": X[..., :4]}),
-        ("images must", small_vae(), {"images": X[:0]}), ("cannot reconstruct", small(), {}), ("model must", None, {}),
+        ("images must", small_vae(), {"images": X[:0]}), ("takes no labels", small_vae(), {"labels": 0}),
+        ("cannot reconstruct", small(), {}), ("model must", None, {}),
     ],
 )  # fmt: skip
 def test_reconstructions_that_are_rejected(message, model, arguments):

@@ -29,6 +29,18 @@ def test_a_restoration_model_draws_from_the_images(degradation, size):
     assert float((again.images != result.images).float().mean()) < 0.02
 
 
+def test_labels_and_guidance():
+    """Those of `fastdiff.sample`; labels change the images, and a model without classes takes none."""
+    model, x = small_restoration(AddNoise(deviation=0.3), num_classes=3), images(3)
+    asked = {"labels": [2, 0, 1], "guidance": 2.0}
+    expected = fastdiff.sample(model, 3, 4, seed=2, cond=x, output="levels", **asked)
+    assert torch.equal(restore(model, x, 4, seed=2, **asked).images, expected)
+    assert not torch.equal(restore(model, x, 4, seed=2).images, expected)
+    degraded = model.config.degradation.of_levels(x, 17, 5)
+    again = reconstruct(model, x, steps=4, seed=5, **asked)
+    assert torch.equal(again.images, restore(model, degraded, 4, seed=5, **asked).images)
+
+
 def test_its_own_degradation_is_what_reconstruct_starts_from():
     model, x = small_restoration(AddNoise(deviation=0.3)), images(3)
     degraded = model.config.degradation.of_levels(x, 17, 5)
@@ -58,7 +70,7 @@ X = images(2)
         ("images must have shape", {"model": small_vae(), "images": X[:, :, :4], "steps": None}),
         ("no steps", {"model": small_vae(), "images": X}), ("batch_size must", {"batch_size": 0}),
         ("images must be a torch.uint8", {"model": small_diffusevae(), "images": X.float()}),
-        ("steps must", {"images": X[:, :, :4, :4], "steps": 0}),
+        ("steps must", {"images": X[:, :, :4, :4], "steps": 0}), ("without classes takes no labels", {"labels": 1}),
     ],
 )  # fmt: skip
 def test_restorations_that_are_rejected(message, changes):
