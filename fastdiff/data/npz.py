@@ -12,7 +12,7 @@ from ..io.npz import Header, NpzError, NpzFile
 from .dataset import Dataset, array_identity
 from .errors import DataError
 
-KEYS = ("train_images", "train_labels", "test_images", "test_labels", "levels")
+KEYS = ("train_images", "train_labels", "test_images", "test_labels", "levels", "class_names", "test_groups")
 MAX_CLASSES = 65536
 
 
@@ -20,8 +20,10 @@ def load_npz(path: str | Path) -> Dataset:
     """Load a data set from an ``.npz`` file, as `numpy.savez` and `numpy.savez_compressed` write it.
 
     Keys: ``train_images`` and ``test_images``, uint8 [N, C, H, W] or [N, H, W]; optionally ``train_labels`` and
-    ``test_labels``, integers [N] from 0; optionally ``levels``, an integer from 2 to 256 (default 256). Other keys are
-    ignored. Arrays of Python objects are not read. All headers are checked before an array is read.
+    ``test_labels``, integers [N] from 0; optionally ``levels``, an integer from 2 to 256 (default 256); optionally
+    ``class_names``, strings [K], the names of the classes in the order of the labels; and optionally ``test_groups``,
+    integers [N], as in `Dataset`. Other keys are ignored. Arrays of Python objects are not read. All headers are
+    checked before an array is read.
 
     Raises:
         DataError: the file is missing, damaged or not an ``.npz`` file; or an array is missing or has the wrong dtype,
@@ -34,8 +36,13 @@ def load_npz(path: str | Path) -> Dataset:
     num_classes = 1 + max(
         (int(labels.max()) for labels in (train_labels, test_labels) if labels is not None), default=-1
     )
+    names, groups = _class_names(path, arrays.get("class_names"), num_classes), arrays.get("test_groups")
     identity = array_identity(levels, train_images, train_labels, test_images, test_labels)
-    return Dataset(Path(path).stem, levels, num_classes, train_images, train_labels, test_images, test_labels, identity)
+    return Dataset(
+        Path(path).stem, levels, len(names) or num_classes, train_images, train_labels, test_images, test_labels,
+        identity, names, None if groups is None else torch.from_numpy(groups.astype(np.int64)),
+        "" if groups is None else "groups",
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -72,6 +79,11 @@ def _check_headers(path: str | Path, headers: Mapping[str, Header]) -> None:
         header = headers.get(key)
         if header is not None and (header.dtype.kind not in "iu" or header.shape != shape[:1]):
             raise DataError(f"{path}: {key} must be integers of shape {shape[:1]}, got {header}")
+    groups, names = headers.get("test_groups"), headers.get("class_names")
+    if groups is not None and (groups.dtype.kind not in "iu" or groups.shape != shapes[1][:1]):
+        raise DataError(f"{path}: test_groups must be integers of shape {shapes[1][:1]}, got {groups}")
+    if names is not None and ("train_labels" not in headers or names.dtype.kind != "U" or len(names.shape) != 1):
+        raise DataError(f"{path}: class_names must be strings, one for each class of train_labels, got {names}")
     levels = headers.get("levels")
     if levels is not None and (levels.dtype.kind not in "iu" or levels.shape != ()):
         raise DataError(f"{path}: levels must be one integer from 2 to 256, got {levels}")
@@ -111,3 +123,14 @@ def _labels(path: str | Path, key: str, labels: np.ndarray | None) -> Tensor | N
     if low < 0 or high >= MAX_CLASSES:
         raise DataError(f"{path}: {key} must lie in [0, {MAX_CLASSES - 1}], got values from {low} to {high}")
     return torch.from_numpy(labels.astype(np.int64))
+
+
+def _class_names(path: str | Path, names: np.ndarray | None, num_classes: int) -> tuple[str, ...]:
+    """The names of the classes; () without."""
+    found = () if names is None else tuple(map(str, names))
+    if names is not None and (len(found) < num_classes or len(set(found)) < len(found) or not all(found)):
+        raise DataError(
+            f"{path}: class_names must be different names, one for each label in 0 .. {num_classes - 1} or more, "
+            f"got {', '.join(map(repr, found))[:200] or 'none'}"
+        )
+    return found

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiff.data import DataError, load_dataset, load_npz
+from fastdiff.data import DataError, ImageOptions, load_dataset, load_npz
 
 RNG = np.random.default_rng(0)
 GOOD = {name: RNG.integers(0, 9, (2, 3, 4, 5), dtype=np.uint8) for name in ("train_images", "test_images")}
+
+LABELS = {"train_labels": [0, 1], "test_labels": [1, 1]}
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -28,6 +30,20 @@ def test_grey_images_with_labels(tmp_path, save):
         assert data.test_labels is not None
         assert (data.train_labels.tolist(), data.test_labels.tolist()) == ([0, 2], [1])
         assert data.train_labels.dtype == data.test_labels.dtype == torch.int64
+
+
+def test_names_of_classes_and_groups_of_test_images(tmp_path):
+    """They reach the models and the errors over groups; a class without an image has a name too."""
+    np.savez(
+        tmp_path / "own.npz", **GOOD, **LABELS, class_names=["Ä", "b c", "d"], test_groups=np.array([7, 3], np.uint8)
+    )
+    for options in (ImageOptions(classes=True), ImageOptions(classes=True, size=4)):
+        data = load_dataset(str(tmp_path / "own.npz"), options)
+        assert (data.num_classes, data.class_names, data.group_kind) == (3, ("Ä", "b c", "d"), "groups")
+        assert data.test_groups is not None
+        assert (data.test_groups.tolist(), data.test_groups.dtype) == ([7, 3], torch.int64)
+    plain = load_dataset(str(tmp_path / "own.npz"), ImageOptions(size=4))
+    assert (plain.num_classes, plain.class_names) == (3, ("Ä", "b c", "d"))
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -76,6 +92,14 @@ def test_labels_of_any_integer_type(tmp_path, dtype):
         ({"train_labels": np.array([0, 2**64 - 1], np.uint64), "test_labels": [0, 1]}, "train_labels .* [0-9]{20}"),
         ({"train_labels": [0, 2**62], "test_labels": [0, 1]}, "train_labels"),
         ({"train_labels": [0, 65536], "test_labels": [0, 1]}, "train_labels"),
+        ({"class_names": ["a", "b"]}, "class_names must be strings, one for each class of train_labels"),
+        (LABELS | {"class_names": [1, 2]}, "class_names must be strings, .* int64"),
+        (LABELS | {"class_names": "ab"}, r"class_names must be strings, .* \(\)"),
+        (LABELS | {"class_names": ["a"]}, r"one for each label in 0 \.\. 1 or more, got 'a'"),
+        (LABELS | {"class_names": ["a", "a"]}, "different names"),
+        (LABELS | {"class_names": ["a", ""]}, "different names"),
+        ({"test_groups": [0]}, r"test_groups must be integers of shape \(2,\)"),
+        ({"test_groups": [0.0, 1.0]}, "test_groups must be integers"),
     ],
 )
 def test_wrong_arrays(tmp_path, change, words):
