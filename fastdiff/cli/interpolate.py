@@ -9,6 +9,7 @@ import tyro
 from .arguments import check_picture, load_data
 from .choices import SAMPLERS, VARIED, choice
 from .common_flags import Computing, Drawing, drawn_by, is_watched
+from .labels import parse_labels
 
 VARIES = {"latent": "z varies", "noise": "x_T varies", "class": "z varies from class to class"}
 
@@ -32,6 +33,10 @@ class Interpolate(Drawing, Computing):
     """Sampler steps, 50 by default; a VAE has none."""
     sampler: Annotated[str | None, choice(*SAMPLERS)] = None
     """How the steps are made, ddim by default; a VAE has none."""
+    label: str | None = None
+    """Class of the images, for a class-conditional model, as of `fastdiff sample`; of several each row has the next."""
+    guidance: float | None = None
+    """Weight of classifier-free guidance, with --label."""
     seed: int = 0
     """Of the ends of the strips, and of the noise that their images share."""
     data: str | None = None
@@ -46,6 +51,7 @@ class Interpolate(Drawing, Computing):
         from ..checkpoints import load
         from ..io.pictures import image_grid, to_uint8
         from ..sampling import interpolate
+        from ..sampling.bulk import class_labels
         from ..sampling.interpolation import DEFAULT_SAMPLER, DEFAULT_STEPS
         from ..training.batches import check_fit
 
@@ -54,11 +60,15 @@ class Interpolate(Drawing, Computing):
         data = load_data(self.model, self.data, model.shape) if vary == "class" else None
         if data is not None:
             check_fit(model, data)
+        label = parse_labels(self.label, model.config)
+        labels = None if label is None else class_labels(model, label, max(1, self.rows))
         images = interpolate(
-            model, vary, self.rows, self.count, self.seed, self.steps, self.sampler, data, progress=is_watched()
-        )
+            model, vary, self.rows, self.count, self.seed, self.steps, self.sampler, data, is_watched(), labels,
+            self.guidance,
+        )  # fmt: skip
         sheet = image_grid(to_uint8(images, model.levels), columns=self.count)
         drawn = drawn_by(self.model, model, self.sampler or DEFAULT_SAMPLER, self.steps, self.seed, DEFAULT_STEPS)
-        path = self.write(sheet, self.out, [*drawn, f"{VARIES[vary]} in each row"])
+        of_class = "" if self.label is None else f"label {self.label}"
+        path = self.write(sheet, self.out, [*drawn, of_class, f"{VARIES[vary]} in each row"])
         print(f"wrote {path} ({self.rows} strips of {self.count} images)")
         return 0

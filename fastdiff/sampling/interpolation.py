@@ -10,7 +10,8 @@ from torch import Tensor
 from ..data import Dataset, ImageSource
 from ..diffusion import Sampler, as_sampler
 from ..kernels import InvalidValueError, Noise, Stream
-from ..models import Latents, Model, Request, check_model, evaluating
+from ..models import Guidance, Latents, Model, Request, check_model, evaluating
+from ..models.requests import labels_of_request
 from .images import check_count, draw_images
 
 DEFAULT_STEPS, DEFAULT_SAMPLER = 50, "ddim"
@@ -28,6 +29,8 @@ def interpolate(
     sampler: "str | Sampler | None" = None,
     data: Dataset | None = None,
     progress: bool = False,
+    labels: object = None,
+    guidance: float | Guidance | None = None,
 ) -> Tensor:
     """Return rows of images that interpolate one latent, uint8 levels [rows · count, C, H, W] on the CPU.
 
@@ -40,6 +43,8 @@ def interpolate(
         steps, sampler: of the diffusion, 50 and ``"ddim"`` by default, which is deterministic given x_T.
         data: labelled data, for ``"class"``.
         progress: show a progress bar on stderr.
+        labels: classes of the rows, of a model with classes: None, one class for all, or one for each row.
+        guidance: of the diffusion, see `fastdiff.sample`.
 
     Raises:
         InvalidTypeError, InvalidValueError: a latent that the model does not have, numbers out of range, data without
@@ -54,15 +59,24 @@ def interpolate(
     check_count("interpolate", "count", count, 2)
     if vary == "class" and (data is None or data.train_labels is None):
         raise InvalidValueError("interpolate: data must be labelled to vary the class")
-    images = []
+    images, classes = [], _labels_of_rows(model, labels, rows)
     for row in range(rows):
         z = _latents_of_row(model, vary, row, count, seed, data)
         initial = None
         if vary == "noise":
             a, b = noises(model, seed, (2 * row, 2 * row + 1))
             initial = between(a, b, count, arc=True)
-        images.append(render(model, z, initial, seed, steps, sampler, progress))
+        images.append(render(model, z, initial, seed, steps, sampler, progress, classes[row], guidance))
     return torch.cat(images)
+
+
+def _labels_of_rows(model: Model, labels: object, rows: int) -> list[object]:
+    """Return the label of each row; labels for a model without classes are rejected where the images are drawn."""
+    if labels is None or not model.num_classes:
+        return [labels] * rows
+    numbers = labels_of_request(labels, rows, model.config)
+    assert numbers is not None
+    return numbers.tolist()
 
 
 def _latents_of_row(model: Model, vary: str, row: int, count: int, seed: int, data: Dataset | None) -> Tensor | None:
@@ -85,6 +99,8 @@ def render(
     steps: int | None = None,
     sampler: "str | Sampler | None" = None,
     progress: bool = False,
+    labels: object = None,
+    guidance: float | Guidance | None = None,
 ) -> Tensor:
     """Return the images of latents that share all other noise, uint8 levels [K, C, H, W] on the CPU.
 
@@ -95,6 +111,7 @@ def render(
         seed: of what is drawn: x_T and the step noise, the same for all images.
         steps, sampler: as in `interpolate`.
         progress: show a progress bar on stderr.
+        labels, guidance: of a model with classes, see `fastdiff.sample`.
 
     Raises:
         InvalidTypeError, InvalidValueError: latents that the model does not have or that do not fit.
@@ -111,7 +128,7 @@ def render(
     if "x_T" in model.latent_variables:
         steps, sampler = DEFAULT_STEPS if steps is None else steps, DEFAULT_SAMPLER if sampler is None else sampler
     request = Request(
-        len(varied), seed, steps, as_sampler("ancestral" if sampler is None else sampler),
+        len(varied), seed, steps, as_sampler("ancestral" if sampler is None else sampler), labels, guidance,
         latents=None if z is None else Latents(z=z), initial=initial, shared_noise=True,
     )  # fmt: skip
     return draw_images(model, request, batch_size=max(1, len(varied)), progress=progress)

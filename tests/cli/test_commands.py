@@ -19,9 +19,10 @@ import fastdiff
 from fastdiff.data import digits
 from fastdiff.diffusion import DDIM, UniPC
 from fastdiff.evaluation import evaluate, evaluate_ode, fd_digits, psnr, standard_error
+from fastdiff.io.pictures import image_grid, to_uint8
 from fastdiff.models import DiffuseVAEConfig, Downsample
 from fastdiff.presets import PRESETS, Preset
-from fastdiff.sampling import reconstruct
+from fastdiff.sampling import interpolate, reconstruct
 from fastdiff.training import TrainConfig
 
 FIGURE = re.compile(r"-?\d+\.\d+")
@@ -278,6 +279,18 @@ def test_strips(run, vary):
     assert code == 0, err
     assert "2 strips of 3 images" in out
     assert pixels("strip.png").shape == (2 * 68 + 4, 3 * 68 + 4)
+
+
+def test_strips_of_classes(run):
+    model = small(num_classes=3, class_names=("A", "B", "Q"))
+    model.save("model")
+    options = ["--rows", "3", "--count", "2", "--steps", "2", "--no-caption"]
+    for label, labels in (("Q,A", [2, 0, 2]), ("all", [0, 1, 2]), ("B", 1)):
+        code, _, err = run("interpolate", "model", *options, "--label", label, "--out", f"{label}.png")
+        assert code == 0, err
+        expected = image_grid(to_uint8(interpolate(model, "noise", 3, 2, steps=2, labels=labels), 17), 2)
+        with Image.open(f"{label}.png") as found:
+            assert np.array_equal(np.asarray(found), np.asarray(expected))
 
 
 def test_reconstructions(run):

@@ -72,6 +72,18 @@ def test_equal_latents_share_everything_else(formulation):
     assert differing(varied, varied[:1]) > 0.2
 
 
+def test_rows_of_classes():
+    """The ends of a row are the samples of its class with the same x_T; one class for all rows, or one for each."""
+    model = small("categorical", fourier=None, num_classes=3, class_names=("a", "b", "c"))
+    rows = interpolate(model, "noise", 2, 3, seed=4, steps=4, labels=["c", "a"], guidance=2.0).unflatten(0, (2, 3))
+    for row, label in enumerate((2, 0)):
+        expected = fastdiff.sample(model, 4, 4, "ddim", 4, label, 2.0, output="levels")[2 * row : 2 * row + 2]
+        assert differing(rows[row, [0, 2]], expected) < ROUNDING
+        same = interpolate(model, "noise", 2, 3, seed=4, steps=4, labels=label, guidance=2.0).unflatten(0, (2, 3))
+        assert differing(same[row], rows[row]) < ROUNDING
+        assert differing(same[1 - row], rows[1 - row]) > 2 * ROUNDING
+
+
 @pytest.mark.parametrize("sampler", ["ddim", Ancestral()])
 def test_shared_noise_is_that_of_the_first_sample(sampler):
     """Row k with x_T of image k and the step noise of image 0: by hand for k = 1, and image 0 of the request itself."""
@@ -146,6 +158,10 @@ def test_rows_repeat(model, vary):
         ("vary", small_diffusevae(), {"vary": "color"}), ("vary", small_vae(), {"vary": "noise"}),
         ("vary", small(), {"vary": "latent"}), ("rows", small(), {"rows": 0}), ("count", small(), {"count": 1}),
         ("data", small_vae(), {"vary": "class"}), ("model", None, {}), ("no steps", small_vae(), {"vary": "latent"}),
+        ("no labels", small(), {"labels": 1}),
+        ("no labels", small_vae(), {"vary": "latent", "steps": None, "labels": 1}),
+        ("labels must be .* n = 2", small(num_classes=3), {"rows": 2, "labels": [0, 1, 2]}),
+        ("guidance must be None without labels", small(num_classes=3), {"guidance": 2.0}),
     ],
 )  # fmt: skip
 def test_interpolations_that_are_rejected(name, model, options):
