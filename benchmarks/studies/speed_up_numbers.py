@@ -55,9 +55,14 @@ def samplers_of(results: Results) -> list[str]:
     return [sampler for sampler in SAMPLERS if steps_of(results, sampler)]
 
 
+def setting_of(name: str, setting: str) -> str:
+    """Return the setting whose samples a model has: a DDPM has no z, so a mixture does not change its samples."""
+    return setting.replace("mixture", "ddim") if name == "ddpm" else setting
+
+
 def distances(results: Results, name: str, setting: str) -> list[float]:
-    """Return the distance of every seed of a model; a DDPM has no z, so a mixture does not change its samples."""
-    setting = setting.replace("mixture", "ddim") if name == "ddpm" else setting
+    """Return the distance of every seed of a model."""
+    setting = setting_of(name, setting)
     return [results["models"][f"{name}-seed{s}"]["distances"][setting][0] for s in range(results["budget"]["seeds"])]
 
 
@@ -75,7 +80,7 @@ def summary(results: Results, name: str, setting: str) -> tuple[float, float]:
     """Return the mean of a model's distance over its seeds, and its standard error (of training and of sampling)."""
     values = distances(results, name, setting)
     mean = sum(values) / len(values)
-    return mean, mean * math.sqrt(log_variance(results, setting) / len(values))
+    return mean, mean * math.sqrt(log_variance(results, setting_of(name, setting)) / len(values))
 
 
 def compare(results: Results, one: str, other: str, setting: str) -> tuple[float, str]:

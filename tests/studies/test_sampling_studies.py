@@ -192,6 +192,7 @@ def test_the_verdicts_on_the_speed_up(tmp_path):
     mean, error = speed_up_numbers.summary(results, "ddpm", "ddim-5")
     assert abs(mean - 8.0) < 1e-12
     assert abs(error - 8.0 * math.sqrt(float(variance) / 3)) < 1e-12
+    assert speed_up_numbers.summary(results, "ddpm", "mixture-5") == (mean, error)  # it has no z
     assert speed_up_numbers.compare(results, "diffusevae1", "ddpm", "ddim-5") == (pytest.approx(0.5), "lower")
     assert speed_up_numbers.compare(results, "ddpm", "diffusevae1", "ddim-5") == (pytest.approx(2.0), "higher")
     assert speed_up_numbers.compare(results, "diffusevae2", "diffusevae1", "ddim-5")[1] == "equal"
