@@ -70,7 +70,7 @@ def _models(docs: Path) -> list[tuple[str, str, str]]:
     ]  # fmt: skip
     for row in _read(docs / "side-by-side-cpu.json")["rows"]:
         case, seconds = row["case"], {name: middle for name, (_, middle, _) in row["seconds"].items()}
-        if case["size"] != SMALL or "shape" in row:
+        if case["size"] != SMALL:
             continue
         if case["what"] == "training" and case["batch"] == 16:
             what = "2 CPU cores: its training step, batch of 16"
