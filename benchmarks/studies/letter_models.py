@@ -34,10 +34,17 @@ def main(arguments: list[str] | None = None) -> None:
     for folder in options.models:
         name = Path(folder).name
         print(f"{name}:", flush=True)
-        results["models"][name] = measure(folder)
+        results["models"] = in_order({**results["models"], name: measure(folder)})
         path.write_text(json.dumps(results) + "\n")
         print(f"  {summary(results['models'][name])}", flush=True)
     write_report(results, options.out)
+
+
+def in_order(models: dict[str, Any]) -> dict[str, Any]:
+    """Return the rows of models in the order of the presets, and after them those of other names."""
+    from fastdiff.presets import PRESETS
+
+    return {name: models[name] for name in (*PRESETS, *models) if name in models}
 
 
 def measure(folder: str) -> dict[str, Any]:

@@ -101,11 +101,11 @@ def _families(models: dict[str, Any], plt: Any, out: Path) -> str:
         chosen = images[groups == data.group_names.index(family)]
         pictures.append(chosen[: len(LETTERS), 0].numpy())
     _picture(np.stack(pictures), out / "letters-families.png")
-    figure, axis = plt.subplots(figsize=(8, 3.2))
+    figure, axis = plt.subplots(figsize=(8, 3.6))
     for each, values in models.items():
         axis.plot([values["families"][family][1] for family, _ in order], ".-", label=each)
     axis.set(xlabel=f"held-out families, in the order of {name}", ylabel="bits/dim")
-    axis.legend()
+    axis.legend(ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False)
     save(figure, out / "letters-bpd.png")
     plt.close(figure)
     lines = ["| family | letters | bits/dim |", "|---|---:|---:|"]

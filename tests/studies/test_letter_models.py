@@ -40,6 +40,11 @@ def test_the_numbers_of_the_data_are_those_of_the_arrays():
     assert f"{len(found.train_images):,} training letters of 455 families, and {len(found.test_images):,}" in text
 
 
+def test_models_are_in_the_order_of_the_presets():
+    rows = {name: {} for name in ("own", "diffusevae-letters", "ddpm-letters", "vdm-letters")}
+    assert list(letter_models.in_order(rows)) == ["vdm-letters", "ddpm-letters", "diffusevae-letters", "own"]
+
+
 def test_the_document_holds_what_was_measured(tmp_path):
     pytest.importorskip("matplotlib")
     data = letters()
