@@ -17,7 +17,7 @@ def parse_labels(text: str | None, config: "ImageConfig") -> int | str | list[in
     """
     if text == ALL:
         return ALL
-    if text is None or "," not in text or text in config.names or text.startswith("name:"):
+    if text is None or "," not in text or {text, text.removeprefix("name:")} & {*config.names}:
         return parse_label(text, config)
     return [number for part in text.split(",") if (number := parse_label(part.strip(), config)) is not None]
 

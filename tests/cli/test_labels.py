@@ -52,6 +52,7 @@ def test_what_names_no_class_or_two(config, text, words):
     ("config", "text", "labels"),
     [
         (LETTERS, "Q", 2), (LETTERS, None, None), (LETTERS, "all", "all"), (LETTERS, "Q,A", [2, 0]),
+        (LETTERS, "name:Q,name:A", [2, 0]),
         (LETTERS, "B, 2 ,number:2,B", [1, 2, 2, 1]), (COMMAS, "A,B", 2), (COMMAS, "name:A,B", 2),
         (COMMAS, "B,A", [1, 0]), (COMMAS, "A,name:all", [0, 3]),
     ],
